@@ -1,0 +1,503 @@
+"""The pure core of one host: events in, actions out.
+
+    start, receive ─▶ order, checksum, version ─▶ held (digest) ─▶ Programming ─▶ Program ─┐
+        ▲                     │ gap, mismatch            │ subscription                    ▼
+     reader ◀──── Follow ─────┴──────────────────────────┘              programmed ◀─ data plane
+                                                                            │
+                                       report ◀── watermarks, exceptions ◀──┘
+
+There is no clock, no IO and no thread here. `now` is the time in nanoseconds since the Unix epoch;
+a clock that is set back delays repairs and deadlines and breaks nothing. Each event returns the
+actions that it leads to, to be done in their order.
+
+Laws (those of a stream's order are in `stream`, those of programming in `programming`):
+
+1.  Received is not accepted, accepted is not applied. What was accepted is held; the digest is of
+    that. What a host says that it applied is what its data plane confirmed.
+2.  A gap is repaired by reading again after the last good message; if that brings no progress, from
+    the beginning, into a shadow, with a delay that doubles from RETRY_NS to RETRY_MAX_NS. Nothing
+    is skipped. While a gap cannot be repaired, it is an exception of its stream.
+3.  A message whose bytes are not what its checksum says is read once more. If it comes the same
+    way, or if it is intact and cannot be read, it is refused by name: the stream goes on, with an
+    exception at the message's mark, until the digest shows that its content came otherwise.
+4.  When the digest differs from the publisher's, the stream is read again from the beginning, into
+    a shadow. When the shadow has got as far, the difference is programmed, what it does not hold
+    included. Until then the host keeps what it has. If the shadow differs too, the log is at fault:
+    what it says is held, the reports say with which digest, and it is tried again ever less often.
+5.  A host follows its inbox and the streams that it has subscriptions for. When one ends, all that
+    came from its stream is taken out of the data plane.
+6.  A counting host checks order and checksum of the streams of VPCs and security groups, and holds
+    nothing of them. As it cannot know what its ports refer to, it does not wait for references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from goalstate.agent.counters import Counters
+from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
+from goalstate.agent.programming import Programming
+from goalstate.agent.stream import Fault, Place, Reading, Stream
+from goalstate.gs.errors import EnvelopeError, MessageError
+from goalstate.gs.resources import CONFIGURATION, Kind, Resource
+from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
+from goalstate.gs.topics import Topics
+
+SECOND_NS = 1_000_000_000
+RETRY_NS = SECOND_NS
+RETRY_MAX_NS = 60 * SECOND_NS
+
+
+class Follow(NamedTuple):
+    """Read `topic` after position `start`. Replaces an open reader of the stream."""
+
+    stream: StreamId
+    topic: str
+    start: bytes
+
+
+class Unfollow(NamedTuple):
+    """Close the reader of the stream."""
+
+    stream: StreamId
+
+
+class Program(NamedTuple):
+    """Bring these resources, in this order, to the data plane; answer with `programmed`.
+
+    An operation without a payload is a deletion. There is one program at a time.
+    """
+
+    number: int
+    operations: Sequence[Resource]
+
+
+Action = Follow | Unfollow | Program
+
+
+class HostSettings(NamedTuple):
+    """What is the same for all hosts of a process. Times in nanoseconds."""
+
+    topics: Topics
+    pending_deadline_ns: int = 30 * SECOND_NS
+    #: Operations in one program.
+    program_limit: int = 4096
+
+
+class HostCore:
+    """One host. `streams` and `programming` are for reading only."""
+
+    def __init__(
+        self,
+        host: str,
+        inbox: StreamId,
+        settings: HostSettings,
+        *,
+        counting: bool = False,
+        decoder: Decoder | None = None,
+        counters: Counters | None = None,
+    ) -> None:
+        self.host = host
+        self.inbox = inbox
+        self.counting = counting
+        self.counters = counters if counters is not None else Counters()
+        self.streams: dict[StreamId, Stream] = {}
+        self.programming = Programming(
+            self.streams,
+            self.counters,
+            limit=settings.program_limit,
+            pending_deadline_ns=settings.pending_deadline_ns,
+            references=not counting,
+        )
+        #: When `tick` has something to do next; None: nothing.
+        self.wakeup: int | None = None
+        #: What a report has to tell: streams, ended ones, and whether exceptions changed.
+        self.changed: dict[StreamId, None] = {}
+        self.dropped: dict[StreamId, None] = {}
+        self.exceptions_changed = False
+        self._topics = settings.topics
+        self._decoder = decoder if decoder is not None else Decoder(capacity=0)
+        self._program = 0
+        self._under_way = False
+        self._actions: list[Action] = []
+
+    # --- events ---
+
+    def start(self, now: int) -> list[Action]:
+        """Begin to follow the inbox."""
+        self._follow(self.inbox, self._topics.of_stream(self.inbox), b"")
+        return self._done(now)
+
+    def receive(
+        self,
+        stream_id: StreamId,
+        properties: Mapping[str, str],
+        payload: bytes,
+        position: bytes,
+        now: int,
+    ) -> list[Action]:
+        """A message came from the reader of a stream."""
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.leaving:
+            return []
+        try:
+            received = self._decoder.receive(properties, payload)
+        except EnvelopeError:
+            self.counters.foreign += 1
+            return []
+        envelope = received.envelope
+        if envelope.stream != stream_id:
+            self.counters.foreign += 1
+            return []
+        if stream.fences and stream.void(envelope.mark):
+            self.counters.stale += 1
+            return []
+        place = stream.reading.place(envelope)
+        if place is Place.NEXT:
+            if received.intact or stream.suspect == envelope.mark:
+                self._accept(stream, received, position, now)
+            else:
+                stream.suspect = envelope.mark
+                self.counters.corrupted += 1
+                self._reread(stream, envelope.mark, now)
+        elif place is Place.DUPLICATE:
+            self.counters.duplicates += 1
+        elif place is Place.STALE:
+            self.counters.stale += 1
+        elif place is Place.GAP:
+            self.counters.gaps += 1
+            self._reread(stream, envelope.mark, now)
+        else:
+            stream.fences[envelope.mark.epoch] = envelope.after or ORIGIN
+            self._resync(stream, now)
+        return self._done(now)
+
+    def position_gone(self, stream_id: StreamId, now: int) -> list[Action]:
+        """The log no longer holds the position that the last Follow named."""
+        stream = self.streams.get(stream_id)
+        if stream is not None and not stream.leaving:
+            self._resync(stream, now)
+        return self._done(now)
+
+    def programmed(self, number: int, refused: Mapping[int, str], now: int) -> list[Action]:
+        """A program is done. `refused`: place among its operations → why that one is not."""
+        if not self._under_way or number != self._program:
+            return []
+        self._under_way = False
+        self.programming.programmed(refused, now)
+        return self._done(now)
+
+    def tick(self, now: int) -> list[Action]:
+        """Do what is due. To be called when `wakeup` has come; earlier is harmless."""
+        if self.wakeup is None or now < self.wakeup:
+            return []
+        self.wakeup = None
+        for stream in list(self.streams.values()):
+            if stream.leaving:
+                continue
+            if stream.reread_ns is not None and stream.reread_ns <= now:
+                stream.reread_ns = None
+                self._resync(stream, now)
+            elif stream.resync_ns is not None and stream.resync_ns <= now:
+                stream.resync_ns = None
+                self._resync(stream, now)
+            self._wake_at(stream.reread_ns)
+            self._wake_at(stream.resync_ns)
+        self.programming.expire(now)
+        return self._done(now)
+
+    # --- what it holds ---
+
+    @property
+    def dirty(self) -> bool:
+        """Has anything changed that the last report did not tell?"""
+        return bool(self.changed or self.dropped or self.exceptions_changed)
+
+    def reported(self) -> None:
+        """All that changed has been told."""
+        self.changed.clear()
+        self.dropped.clear()
+        self.exceptions_changed = False
+
+    def exceptions(self) -> Iterator[tuple[StreamId, int, str, Fault]]:
+        """All that is not applied, and why: stream, number of the kind, id, fault.
+
+        A message that could not be read, and a gap, have no kind and no id (0 and "").
+        """
+        for (stream_id, kind, id_), fault in self.programming.exceptions.items():
+            yield stream_id, int(kind), id_, fault
+        for stream in self.streams.values():
+            for (number, id_), fault in stream.live.malformed.items():
+                yield stream.id, number, id_, fault
+            for fault in stream.live.unread.values():
+                yield stream.id, 0, "", fault
+            if stream.attempts > 1:
+                mark = stream.live.mark
+                expected = Mark(mark.epoch, mark.sequence + 1)
+                reason = f"GAP: after {mark} came {stream.stuck}, also when read again"
+                yield stream.id, 0, "", Fault(False, reason, 0, expected)
+
+    # --- reading ---
+
+    def _accept(self, stream: Stream, received: Received, position: bytes, now: int) -> None:
+        envelope = received.envelope
+        reading = stream.reading
+        if stream.shadow is None and reading.mark == ORIGIN and envelope.mark.sequence != 1:
+            # It begins with a checkpoint, which is of use when it is complete.
+            reading = stream.shadow = Reading()
+        previous = reading.mark
+        reading.step(envelope, position)
+        if stream.attempts and envelope.mark >= stream.stuck:
+            self.exceptions_changed |= stream.attempts > 1
+            stream.attempts = 0
+            stream.reread_ns = None
+        stream.published_ns = envelope.published_ns
+        self.counters.messages[stream.id.kind] += 1
+        self.counters.bytes += len(received.payload)
+        content = self._content(stream, received, reading)
+        if content is not None:
+            self._take(stream, reading, content, previous, now)
+        agrees = content is None or reading.agrees(envelope)
+        if agrees and content is not None and (reading.unread or reading.malformed):
+            self._reconcile(stream, reading)
+        if stream.shadow is not None:
+            if reading.mark >= stream.live.mark and not reading.loading:
+                self._swap(stream, now)
+                self._judge(stream, agrees, now)
+        else:
+            self._judge(stream, agrees, now)
+        if not stream.outstanding:
+            self._advance(stream, now)
+
+    def _content(self, stream: Stream, received: Received, reading: Reading) -> Content | None:
+        """What the message holds; None if it is not to be held, or cannot be."""
+        mark = received.envelope.mark
+        reason = ""
+        if not received.intact:
+            reason = "CHECKSUM: the bytes are not what the publisher sent, also when read again"
+        elif not stream.counting:
+            try:
+                return received.content(self.host)
+            except MessageError as error:
+                self.counters.unreadable += 1
+                reason = f"UNREADABLE: {error}"
+        if reason:
+            reading.unread[mark] = Fault(False, reason, 0, mark)
+            self.exceptions_changed = True
+        return None
+
+    def _take(
+        self, stream: Stream, reading: Reading, content: Content, previous: Mark, now: int
+    ) -> None:
+        """Hold the content of the message just read; want it too, unless it is for the shadow."""
+        live = reading is stream.live
+        out_of_order = reading.out_of_order
+        for group in content.groups:
+            taken = reading.take(group)
+            if not live:
+                continue
+            if group.kind is Kind.SUBSCRIPTION:
+                for resource, old in (
+                    taken if taken is not None else [(r, None) for r in group.resources]
+                ):
+                    self._subscribe(resource, old, group, previous, now)
+            elif taken is None:
+                self.programming.want_all(stream, group, previous, now)
+            else:
+                for resource, old in taken:
+                    self.programming.want(stream, resource, old, group, previous, now)
+        self.counters.out_of_order += reading.out_of_order - out_of_order
+        if content.malformed or reading.malformed:
+            self.exceptions_changed = True
+        reading.note(content)
+
+    def _reconcile(self, stream: Stream, reading: Reading) -> None:
+        """The digest agrees: what could not be read is held by now, or gone."""
+        if stream.id.kind is StreamKind.INBOX and reading.expected is None:
+            return
+        reading.unread.clear()
+        reading.malformed.clear()
+        self.exceptions_changed = True
+
+    # --- repair ---
+
+    def _reread(self, stream: Stream, seen: Mark, now: int) -> None:
+        """The next message is not the one that is needed: have it read again."""
+        if stream.reread_ns is not None:
+            return
+        stream.attempts += 1
+        if stream.attempts == 1:
+            stream.stuck = seen
+            reading = stream.reading
+            start = reading.position or (b"" if stream.shadow else stream.start)
+            self._actions.append(Follow(stream.id, stream.topic, start))
+            return
+        self.exceptions_changed = True
+        stream.reread_ns = now + min(RETRY_NS << min(stream.attempts - 2, 10), RETRY_MAX_NS)
+        self._wake_at(stream.reread_ns)
+
+    def _resync(self, stream: Stream, now: int) -> None:
+        """Read the stream again from its beginning."""
+        self.counters.resyncs += 1
+        stream.shadow = Reading()
+        stream.resync_ns = None
+        self._actions.append(Follow(stream.id, stream.topic, b""))
+
+    def _judge(self, stream: Stream, agrees: bool, now: int) -> None:
+        """Act on whether what is held agrees with the publisher's digest."""
+        if agrees:
+            stream.disagreements = 0
+            stream.resync_ns = None
+        elif stream.resync_ns is None and not (stream.live.unread or stream.live.malformed):
+            # What is missing because it is unreadable does not come by reading it again.
+            self.counters.mismatches += 1
+            stream.disagreements += 1
+            if stream.disagreements == 1:
+                self._resync(stream, now)
+            else:
+                wait = min(RETRY_NS << min(stream.disagreements - 2, 10), RETRY_MAX_NS)
+                stream.resync_ns = now + wait
+                self._wake_at(stream.resync_ns)
+
+    def _swap(self, stream: Stream, now: int) -> None:
+        """The shadow has got as far as what is held: it takes its place, and is programmed."""
+        old, new = stream.live, stream.shadow
+        assert new is not None
+        stream.live, stream.shadow = new, None
+        previous = old.mark
+        for kind in sorted(old.held.keys() | new.held.keys()):
+            before, after = old.held.get(kind, {}), new.held.get(kind, {})
+            gone = [resource for id_, resource in before.items() if id_ not in after]
+            if gone:
+                group = Group(kind, True, (), "", [r.id for r in gone], gone, 0)
+                for resource in gone:
+                    self._want(stream, resource, resource, group, previous, now)
+            came = [r for id_, r in after.items() if before.get(id_) != r]
+            for group in grouped(came, stream.id):
+                if kind is not Kind.SUBSCRIPTION and before.keys().isdisjoint(group.ids):
+                    self.programming.want_all(stream, group, previous, now)
+                    continue
+                for resource in group.resources:
+                    self._want(stream, resource, before.get(resource.id), group, previous, now)
+        if old.unread or new.unread or old.malformed or new.malformed:
+            self.exceptions_changed = True
+        self.changed[stream.id] = None
+
+    def _want(
+        self,
+        stream: Stream,
+        resource: Resource,
+        old: Resource | None,
+        group: Group,
+        previous: Mark,
+        now: int,
+    ) -> None:
+        if group.kind is Kind.SUBSCRIPTION:
+            if group.deletion:
+                resource = resource._replace(payload=b"")
+            self._subscribe(resource, old, group, previous, now)
+        else:
+            self.programming.want(stream, resource, old, group, previous, now)
+
+    # --- what it follows ---
+
+    def _subscribe(
+        self,
+        resource: Resource,
+        old: Resource | None,
+        group: Group,
+        previous: Mark,
+        now: int,
+    ) -> None:
+        """A subscription came, changed or went. It is applied by following the stream or not."""
+        inbox = self.streams[self.inbox]
+        if group.refusal:
+            self.programming.want(inbox, resource, old, group, previous, now)
+            return
+        self.programming.drop(inbox, Kind.SUBSCRIPTION, resource.id)
+        self.counters.applied[Kind.SUBSCRIPTION] += 1
+        try:
+            stream_id = StreamId.parse(resource.id)
+        except ValueError:
+            return  # the end of one that was refused
+        if resource.deleted:
+            self._unfollow(stream_id, now)
+        else:
+            fact = CONFIGURATION[Kind.SUBSCRIPTION].FromString(resource.payload)
+            topic = fact.topic or self._topics.of_stream(stream_id)
+            self._follow(stream_id, topic, fact.start_position)
+
+    def _follow(self, stream_id: StreamId, topic: str, start: bytes) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            counting = self.counting and stream_id.kind is not StreamKind.INBOX
+            stream = self.streams[stream_id] = Stream(stream_id, topic, start, counting=counting)
+        elif stream.leaving:
+            stream.leaving = False
+            stream.topic, stream.start = topic, start
+        elif stream.topic != topic:
+            # Positions are of a topic: the new one is read from its start, and what is known by
+            # its mark is dropped.
+            stream.topic, stream.start = topic, start
+            stream.reading.position = b""
+        else:
+            return
+        self._actions.append(Follow(stream_id, topic, start))
+
+    def _unfollow(self, stream_id: StreamId, now: int) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.leaving:
+            return
+        self.programming.leave(stream, now)
+        stream.forget()
+        # What is still in the data plane keeps the stream's place until it is out.
+        stream.leaving = True
+        if not any(stream.unsettled.values()):
+            del self.streams[stream_id]
+        self.exceptions_changed = True
+        self.changed.pop(stream_id, None)
+        self.dropped[stream_id] = None
+        self._actions.append(Unfollow(stream_id))
+
+    # --- after each event ---
+
+    def _advance(self, stream: Stream, now: int) -> None:
+        if stream.advance(now):
+            self.changed[stream.id] = None
+            if stream.watermark == stream.live.mark and stream.published_ns:
+                self.counters.delays.observe(max(0, now - stream.published_ns) / SECOND_NS)
+
+    def _done(self, now: int) -> list[Action]:
+        """Move watermarks, start the next program, and give the actions."""
+        programming = self.programming
+        if not self._under_way:
+            operations = programming.next_program()
+            if operations:
+                self._program += 1
+                self._under_way = True
+                self._actions.append(Program(self._program, operations))
+        if programming.touched:
+            for stream in programming.touched.values():
+                if not stream.leaving:
+                    self._advance(stream, now)
+                elif self.streams.get(stream.id) is stream and not any(stream.unsettled.values()):
+                    del self.streams[stream.id]
+            programming.touched.clear()
+        if programming.cleared:
+            for stream in programming.cleared.values():
+                # Only now all up to the watermark is applied.
+                if not stream.leaving:
+                    stream.applied_ns = now
+                    self.changed[stream.id] = None
+            programming.cleared.clear()
+        if programming.exceptions_changed:
+            programming.exceptions_changed = False
+            self.exceptions_changed = True
+        self._wake_at(programming.deadline_ns)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _wake_at(self, when: int | None) -> None:
+        if when is not None and (self.wakeup is None or when < self.wakeup):
+            self.wakeup = when

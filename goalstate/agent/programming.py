@@ -1,0 +1,526 @@
+"""What is wanted of a host's data plane and not there yet, and in which order it goes there.
+
+Laws:
+
+1.  A resource is programmed when everything that it refers to is applied on this host, on whatever
+    stream that came. If a reference is on its way, it is BLOCKED until that is settled. If it is
+    not there, or itself an exception, the resource is PENDING; after the deadline it is REFUSED
+    with the reason MISSING_REFERENCE. It is still programmed when the reference comes later.
+2.  A change that takes a permission away goes before everything, and waits for no reference: a
+    port that waits for rules is better closed than open.
+3.  Additions go in the order of dependency. Deletions go in the reverse order, when no addition is
+    on its way (make before break); those that are pending do not hold them up.
+4.  Only the newest revision of a resource is programmed; while it waits, older ones are skipped.
+5.  One program is under way at a time, of at most `limit` operations, so that what is urgent
+    overtakes a long backlog.
+6.  What was refused is not tried again by itself: a newer revision is, or the same after the stream
+    brought it to the data plane's knowledge anew. An exception stands until the resource is applied
+    or gone, also while a newer revision is on its way.
+7.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
+    its next change is pending. (A publisher that keeps the order never does this.)
+
+The wanted state is what the streams hold (`Stream.live.held`). A `Change` stands for the difference
+between that and what is applied, for one resource, or for many at once that came in one group and
+are in the same situation. `Stream.unsettled` says which change stands for a resource; a change that
+it no longer names for an id has been overtaken there.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from goalstate.agent.counters import Counters
+from goalstate.agent.decoding import Group, Reference
+from goalstate.agent.stream import Fault, Stream
+from goalstate.gs import ordering
+from goalstate.gs.resources import Kind, Resource
+from goalstate.gs.streams import Mark, StreamId
+
+_REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
+_REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT})
+_NOTHING: Mapping[str, Resource] = {}
+#: Phases are -1 (revocations) to twice the number of kinds; see `ordering.phase`.
+_PHASES = 2 * len(ordering.ADD_ORDER) + 2
+_LAST_ADDITION = len(ordering.ADD_ORDER)
+
+
+class State(Enum):
+    QUEUED = "queued"
+    BLOCKED = "blocked"
+    FLYING = "flying"
+    #: It follows one that is flying.
+    NEXT = "next"
+    PENDING = "pending"
+    REFUSED = "refused"
+
+
+_WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
+
+
+class Change:
+    """The difference between what is held and what is applied, see the module's text."""
+
+    __slots__ = (
+        "at",
+        "awaited",
+        "before",
+        "deadline_ns",
+        "deletion",
+        "ids",
+        "intact",
+        "kind",
+        "mark",
+        "needs",
+        "refusal",
+        "state",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        kind: Kind,
+        ids: list[str],
+        before: Mapping[str, Resource],
+        at: Mark,
+        *,
+        needs: tuple[Reference, ...] = (),
+        refusal: str = "",
+    ) -> None:
+        self.stream = stream
+        self.kind = kind
+        self.ids = ids
+        #: What is applied of them. Of several, all have something or none has.
+        self.before = before
+        #: The message that brought it.
+        self.at = at
+        #: The message whose settlement waits for it; None: none does (any more).
+        self.mark: Mark | None = at
+        self.needs = needs
+        self.refusal = refusal
+        self.deletion = False
+        self.state = State.QUEUED
+        #: Stands for all of `ids`: none was overtaken.
+        self.intact = True
+        self.awaited: Reference | None = None
+        self.deadline_ns = 0
+
+    def standing(self) -> list[str]:
+        """The ids that it still stands for."""
+        if not self.intact:
+            unsettled = self.stream.unsettled.get(self.kind, {})
+            self.ids = [id_ for id_ in self.ids if unsettled.get(id_) is self]
+            self.intact = True
+        return self.ids
+
+
+class _Flight(NamedTuple):
+    change: Change
+    ids: Sequence[str]
+    resources: Sequence[Resource]
+
+
+class Programming:
+    """The unsettled changes of one host. Times are nanoseconds since the Unix epoch."""
+
+    def __init__(
+        self,
+        streams: Mapping[StreamId, Stream],
+        counters: Counters,
+        *,
+        limit: int,
+        pending_deadline_ns: int,
+        references: bool,
+    ) -> None:
+        """`references` is False on a host that cannot know what it refers to (it only counts)."""
+        self._streams = streams
+        self._counters = counters
+        self._limit = limit
+        self._deadline_ns = pending_deadline_ns
+        self._references = references
+        self._buckets: list[deque[Change]] = [deque() for _ in range(_PHASES)]
+        self._queued = 0
+        self._blocked = 0
+        self._waiters: dict[Reference, list[Change]] = {}
+        self._flights: list[_Flight] = []
+        self._deadlines: list[tuple[int, int, Change]] = []
+        self._ties = 0
+        #: What is not applied and why, by stream, kind and id.
+        self.exceptions: dict[tuple[StreamId, Kind, str], Fault] = {}
+        #: Streams of which something was settled since this was last emptied.
+        self.touched: dict[StreamId, Stream] = {}
+        #: Streams that lost an exception by applying the resource, likewise.
+        self.cleared: dict[StreamId, Stream] = {}
+        self.exceptions_changed = False
+
+    # --- what is wanted ---
+
+    def want_all(self, stream: Stream, group: Group, previous: Mark, now: int) -> None:
+        """All of a group is held since the message just read, and nothing of it was before.
+
+        `previous` is the mark before that message.
+        """
+        unsettled = stream.unsettled.setdefault(group.kind, {})
+        if unsettled and not unsettled.keys().isdisjoint(group.ids):
+            for resource in group.resources:
+                self.want(stream, resource, None, group, previous, now)
+            return
+        change = Change(
+            stream,
+            group.kind,
+            group.ids,
+            _NOTHING,
+            stream.live.mark,
+            needs=group.references,
+            refusal=group.refusal,
+        )
+        unsettled.update(dict.fromkeys(group.ids, change))
+        stream.count(change.mark, previous, len(group.ids))
+        self._evaluate(change, now)
+
+    def want(
+        self,
+        stream: Stream,
+        resource: Resource,
+        old: Resource | None,
+        group: Group,
+        previous: Mark,
+        now: int,
+    ) -> None:
+        """A resource is held, or held no longer, since the message just read; before, `old` was."""
+        kind, id_ = resource.kind, resource.id
+        unsettled = stream.unsettled.setdefault(kind, {})
+        earlier = unsettled.get(id_)
+        before: Mapping[str, Resource] = _NOTHING
+        if earlier is None:
+            if old is not None:
+                before = {id_: old}
+        elif id_ in earlier.before:
+            before = {id_: earlier.before[id_]}
+        change = Change(
+            stream,
+            kind,
+            [id_],
+            before,
+            stream.live.mark,
+            needs=group.references,
+            refusal=group.refusal,
+        )
+        self._put(change, id_, earlier, previous)
+        if change.state is State.QUEUED:
+            self._evaluate(change, now)
+
+    def drop(self, stream: Stream, kind: Kind, id_: str) -> None:
+        """Nothing is to be done about a resource any more, whatever was to be done."""
+        change = stream.unsettled.get(kind, {}).get(id_)
+        if change is not None:
+            change.intact = False
+            self._settle(change, [id_])
+
+    def leave(self, stream: Stream, now: int) -> None:
+        """Nothing is wanted of the stream any more; `stream.live` still holds what was."""
+        held = stream.live.held
+        stream.live.held = {}
+        stream.outstanding.clear()
+        for key in [key for key in self.exceptions if key[0] == stream.id]:
+            del self.exceptions[key]
+            self.exceptions_changed = True
+        for kind in list(held.keys() | stream.unsettled.keys()):
+            olds = held.get(kind, {})
+            unsettled = stream.unsettled.setdefault(kind, {})
+            applied = [id_ for id_ in olds if id_ not in unsettled] if unsettled else list(olds)
+            for id_, earlier in list(unsettled.items()):
+                before = earlier.before.get(id_)
+                change = Change(
+                    stream, kind, [id_], {id_: before} if before else _NOTHING, stream.live.mark
+                )
+                change.mark = None
+                self._put(change, id_, earlier, stream.live.mark)
+                if change.state is State.QUEUED:
+                    self._evaluate(change, now)
+            # Groups one by one: each may have moved to another stream.
+            parts = [[id_] for id_ in applied] if kind is Kind.SECURITY_GROUP else [applied]
+            for ids in filter(None, parts):
+                change = Change(stream, kind, ids, olds, stream.live.mark)
+                change.mark = None
+                unsettled.update(dict.fromkeys(ids, change))
+                self._evaluate(change, now)
+
+    def _put(self, change: Change, id_: str, earlier: Change | None, previous: Mark) -> None:
+        """Let a change of one resource stand for it, in the place of an earlier one."""
+        stream = change.stream
+        if earlier is None:
+            stream.count(change.mark, previous, 1)
+        else:
+            earlier.intact = False
+            if earlier.state is State.FLYING:
+                change.state = State.NEXT
+                stream.count(change.mark, previous, 1)
+            elif earlier.mark is not None and change.mark is not None:
+                # The watermark must not pass the older message before this is settled.
+                change.mark = earlier.mark
+            else:
+                stream.uncount(earlier.mark, 1)
+                stream.count(change.mark, previous, 1)
+            if earlier.state is State.NEXT:
+                change.state = State.NEXT
+            if earlier.state is State.PENDING:
+                change.deadline_ns = earlier.deadline_ns
+        stream.unsettled[change.kind][id_] = change
+
+    # --- where a change goes ---
+
+    def _evaluate(self, change: Change, now: int) -> None:
+        """Queue a change, let it wait, or settle it if there is nothing to do."""
+        stream, kind = change.stream, change.kind
+        held = stream.live.held.get(kind, {})
+        first = change.ids[0]
+        wanted = held.get(first)
+        revokes = False
+        if len(change.ids) == 1:
+            before = change.before.get(first)
+            if wanted == before:
+                self._settle(change, change.ids)
+                self._wake_all(kind, change.ids, now)
+                return
+            revokes = wanted is not None and kind in _REVOKERS and ordering.revokes(before, wanted)
+        change.deletion = wanted is None
+        if change.deletion:
+            if kind is Kind.SECURITY_GROUP and self._held_elsewhere(stream, first):
+                # The group moved to another stream, which programs it.
+                self._settle(change, change.ids)
+                return
+        elif change.refusal:
+            self._except(change, State.REFUSED, change.refusal, now)
+            return
+        elif self._references and not revokes:
+            awaited = None
+            for reference in change.needs:
+                found = self._find(stream, reference)
+                if found is None:
+                    self._pend(change, reference, now)
+                    return
+                if not found:
+                    awaited = reference
+            if awaited is not None:
+                change.state = State.BLOCKED
+                change.awaited = awaited
+                self._blocked += 1
+                self._waiters.setdefault(awaited, []).append(change)
+                self._wake_all(kind, change.ids, now)
+                return
+        change.state = State.QUEUED
+        self._buckets[ordering.phase(kind, change.deletion, revokes) + 1].append(change)
+        self._queued += 1
+        self._wake_all(kind, change.ids, now)
+
+    def _find(self, stream: Stream, reference: Reference) -> bool | None:
+        """Is it applied on this host? False: it is on its way. None: it is not there."""
+        kind, id_ = reference
+        on_its_way = False
+        for one in (stream, *self._streams.values()):
+            held = one.live.held.get(kind)
+            if held and id_ in held:
+                change = one.unsettled.get(kind, {}).get(id_)
+                if change is None or id_ in change.before:
+                    return True
+                if change.state not in (State.PENDING, State.REFUSED):
+                    on_its_way = True
+        return False if on_its_way else None
+
+    def _held_elsewhere(self, stream: Stream, group_id: str) -> bool:
+        return any(
+            group_id in one.live.held.get(Kind.SECURITY_GROUP, {})
+            for one in self._streams.values()
+            if one is not stream
+        )
+
+    def _pend(self, change: Change, reference: Reference, now: int) -> None:
+        kind, id_ = reference
+        name = f"{kind.name.lower()}/{id_}"
+        if not change.deadline_ns:
+            change.deadline_ns = now + self._deadline_ns
+        change.awaited = reference
+        self._waiters.setdefault(reference, []).append(change)
+        if now < change.deadline_ns:
+            self._ties += 1
+            heapq.heappush(self._deadlines, (change.deadline_ns, self._ties, change))
+            self._except(change, State.PENDING, f"MISSING_REFERENCE: waits for {name}", now)
+        else:
+            self._except(change, State.REFUSED, f"MISSING_REFERENCE: {name} is not here", now)
+
+    def _except(self, change: Change, state: State, reason: str, now: int) -> None:
+        """A change becomes an exception; what refers to it learns of that."""
+        stream, kind = change.stream, change.kind
+        held = stream.live.held.get(kind, {})
+        if state is State.REFUSED and change.state is not State.REFUSED:
+            self._counters.refused += len(change.ids)
+        change.state = state
+        for id_ in change.ids:
+            wanted = held.get(id_)
+            revision = wanted.revision if wanted is not None else change.before[id_].revision + 1
+            key = (stream.id, kind, id_)
+            earlier = self.exceptions.get(key)
+            at = change.at if earlier is None else min(earlier.mark, change.at)
+            self.exceptions[key] = Fault(state is State.PENDING, reason, revision, at)
+        self.exceptions_changed = True
+        stream.uncount(change.mark, len(change.ids))
+        change.mark = None
+        self.touched[stream.id] = stream
+        self._wake_all(kind, change.ids, now)
+
+    def _settle(self, change: Change, ids: Sequence[str]) -> None:
+        """These ids of a change need nothing any more. All of them are its own."""
+        stream, kind = change.stream, change.kind
+        unsettled = stream.unsettled[kind]
+        if len(unsettled) == len(ids):
+            unsettled.clear()
+        else:
+            for id_ in ids:
+                del unsettled[id_]
+        stream.uncount(change.mark, len(ids))
+        self.touched[stream.id] = stream
+        if self.exceptions:
+            for id_ in ids:
+                self._clear(stream, kind, id_)
+
+    def _clear(self, stream: Stream, kind: Kind, id_: str) -> None:
+        if self.exceptions.pop((stream.id, kind, id_), None) is not None:
+            self.exceptions_changed = True
+            self.cleared[stream.id] = stream
+
+    def _wake_all(self, kind: Kind, ids: Iterable[str], now: int) -> None:
+        """What waits for these is looked at again."""
+        if kind not in _REFERABLE or not self._waiters:
+            return
+        for id_ in ids:
+            for change in self._waiters.pop((kind, id_), ()):
+                if change.state not in _WAITING or change.awaited != (kind, id_):
+                    continue
+                if change.state is State.BLOCKED:
+                    self._blocked -= 1
+                change.awaited = None
+                if change.standing():
+                    self._evaluate(change, now)
+
+    # --- time ---
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When `expire` has something to do next; None: nothing waits."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expire(self, now: int) -> None:
+        """Refuse what has been pending for too long."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            change = heapq.heappop(self._deadlines)[2]
+            if change.state is State.PENDING and change.deadline_ns <= now and change.standing():
+                reference = change.awaited
+                assert reference is not None
+                name = f"{reference[0].name.lower()}/{reference[1]}"
+                reason = f"MISSING_REFERENCE: {name} is not here"
+                self._except(change, State.REFUSED, reason, now)
+
+    # --- programs ---
+
+    def next_program(self) -> list[Resource]:
+        """The operations to do now, in their order; empty if there are none, or one is under way.
+
+        A resource without a payload is a deletion.
+        """
+        operations: list[Resource] = []
+        if self._flights or not self._queued:
+            return operations
+        for index, bucket in enumerate(self._buckets):
+            if index - 1 > _LAST_ADDITION and self._blocked:
+                break
+            while bucket and len(operations) < self._limit:
+                change = bucket.popleft()
+                self._queued -= 1
+                if change.standing():
+                    self._split(change, self._limit - len(operations), bucket)
+                    operations.extend(self._launch(change))
+        if operations:
+            self._counters.programs += 1
+        return operations
+
+    def _split(self, change: Change, room: int, bucket: deque[Change]) -> None:
+        """Leave what exceeds `room` in the bucket."""
+        rest = change.ids[room:]
+        if not rest:
+            return
+        later = Change(change.stream, change.kind, rest, change.before, change.at)
+        later.mark, later.deletion, later.needs = change.mark, change.deletion, change.needs
+        change.stream.unsettled[change.kind].update(dict.fromkeys(rest, later))
+        change.ids = change.ids[:room]
+        bucket.appendleft(later)
+        self._queued += 1
+
+    def _launch(self, change: Change) -> Sequence[Resource]:
+        stream, kind, ids = change.stream, change.kind, change.ids
+        if change.deletion:
+            tombstones = stream.live.tombstones.get(kind, {})
+            resources = [
+                Resource(kind, id_, tombstones.get(id_, change.before[id_].revision), b"")
+                for id_ in ids
+            ]
+        else:
+            resources = list(map(stream.live.held[kind].__getitem__, ids))
+        change.state = State.FLYING
+        self._flights.append(_Flight(change, ids, resources))
+        return resources
+
+    def programmed(self, refused: Mapping[int, str], now: int) -> None:
+        """The program under way is done, but for the refused operations: place in it → reason."""
+        flights, self._flights = self._flights, []
+        offset = 0
+        for flight in flights:
+            change, ids, resources = flight
+            if refused and not refused.keys().isdisjoint(range(offset, offset + len(ids))):
+                for place, (id_, resource) in enumerate(zip(ids, resources, strict=True), offset):
+                    self._landed(change, id_, resource, refused.get(place), now)
+            elif change.intact:
+                self._counters.applied[change.kind] += len(ids)
+                self._settle(change, ids)
+                self._wake_all(change.kind, ids, now)
+            else:
+                for id_, resource in zip(ids, resources, strict=True):
+                    self._landed(change, id_, resource, None, now)
+            offset += len(ids)
+
+    def _landed(
+        self, change: Change, id_: str, resource: Resource, refusal: str | None, now: int
+    ) -> None:
+        """One operation is done, or was refused."""
+        stream, kind = change.stream, change.kind
+        successor = stream.unsettled[kind][id_]
+        if refusal is None:
+            self._counters.applied[kind] += 1
+            if successor is change:
+                self._settle(change, [id_])
+                self._wake_all(kind, [id_], now)
+                return
+            successor.before = {id_: resource} if resource.payload else _NOTHING
+            stream.uncount(change.mark, 1)
+            self.touched[stream.id] = stream
+            self._clear(stream, kind, id_)
+        elif successor is change:
+            alone = Change(stream, kind, [id_], change.before, change.at, needs=change.needs)
+            alone.mark, alone.deletion = change.mark, change.deletion
+            change.intact = False
+            stream.unsettled[kind][id_] = alone
+            self._except(alone, State.REFUSED, f"DATA_PLANE: {refusal}", now)
+            return
+        elif change.mark is not None:
+            # Never applied at the older message: that one waits for the successor now.
+            if successor.mark is not None:
+                stream.uncount(successor.mark, 1)
+                successor.mark = change.mark
+            else:
+                stream.uncount(change.mark, 1)
+        successor.state = State.QUEUED
+        self._evaluate(successor, now)

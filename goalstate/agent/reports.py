@@ -1,0 +1,133 @@
+"""What a host says: its report to the publisher, and the same for who looks at it directly. Pure.
+
+Laws:
+
+1.  A report tells the streams that changed since the last one, or all (`full`); the exceptions it
+    tells are always all there are. Where these are more than MAX_EXCEPTIONS, the rest is summed up:
+    one exception for each stream and status, at the lowest mark left out, that says how many.
+2.  A digest is told only where the watermark is at what is held: before that it would be the digest
+    of another place in the stream than the one reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from goalstate.agent.core import HostCore
+from goalstate.agent.stream import Fault, Stream
+from goalstate.gs import digest as digests
+from goalstate.gs.packing import Addressed
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.resources import Kind
+from goalstate.gs.streams import ORIGIN, StreamId
+
+MAX_EXCEPTIONS = 1000
+
+_PENDING = agent_pb2.ResourceException.PENDING
+_REFUSED = agent_pb2.ResourceException.REFUSED
+
+
+class Reporter:
+    """Makes the reports of one host."""
+
+    def __init__(
+        self, core: HostCore, *, incarnation: int, lease_s: float, inspection_address: str = ""
+    ) -> None:
+        """`incarnation` must be above that of any earlier agent of the host."""
+        self._core = core
+        self._incarnation = incarnation
+        self._lease_s = lease_s
+        self._inspection_address = inspection_address
+        self._number = 0
+
+    def report(self, *, full: bool) -> agent_pb2.HostReport | None:
+        """What is to be told now; None if nothing changed and no full report is asked for."""
+        core = self._core
+        if not full and not core.dirty:
+            return None
+        self._number += 1
+        streams = core.streams
+        told = (
+            list(streams.values())
+            if full
+            else [streams[id_] for id_ in core.changed if id_ in streams]
+        )
+        report = agent_pb2.HostReport(
+            host=core.host,
+            incarnation=self._incarnation,
+            number=self._number,
+            full=full,
+            streams=filter(None, map(position, told)),
+            exceptions=exceptions(core),
+            lease_s=self._lease_s,
+            inspection_address=self._inspection_address,
+            dropped=map(str, core.dropped),
+        )
+        core.reported()
+        return report
+
+
+def position(stream: Stream) -> agent_pb2.StreamReport | None:
+    """How far a stream is applied; None if not at all, or if it is not followed any more."""
+    if stream.watermark == ORIGIN or stream.leaving:
+        return None
+    live = stream.live
+    told = not stream.counting and stream.watermark == live.mark
+    return agent_pb2.StreamReport(
+        stream=str(stream.id),
+        epoch=stream.watermark.epoch,
+        sequence=stream.watermark.sequence,
+        applied_unix_ns=stream.applied_ns,
+        digest=digests.to_bytes(live.digest) if told else b"",
+    )
+
+
+def exceptions(core: HostCore) -> Iterator[agent_pb2.ResourceException]:
+    """Everything that is not applied, and why."""
+    left_out: dict[tuple[StreamId, bool], tuple[int, Fault]] = {}
+    for number, (stream_id, kind, id_, fault) in enumerate(core.exceptions()):
+        if number < MAX_EXCEPTIONS:
+            yield _exception(stream_id, kind, id_, fault)
+            continue
+        count, lowest = left_out.get((stream_id, fault.pending), (0, fault))
+        lowest = min(lowest, fault, key=lambda one: one.mark)
+        left_out[stream_id, fault.pending] = (count + 1, lowest)
+    for (stream_id, _), (count, lowest) in left_out.items():
+        reason = f"LEFT_OUT: {count} more, the first because of {lowest.reason}"
+        yield _exception(stream_id, 0, "", lowest._replace(reason=reason, revision=0))
+
+
+def _exception(
+    stream_id: StreamId, kind: int, id_: str, fault: Fault
+) -> agent_pb2.ResourceException:
+    return agent_pb2.ResourceException(
+        stream=str(stream_id),
+        epoch=fault.mark.epoch,
+        sequence=fault.mark.sequence,
+        type=kind,  # type: ignore[arg-type]
+        id=id_,
+        revision=fault.revision,
+        status=_PENDING if fault.pending else _REFUSED,
+        reason=fault.reason,
+    )
+
+
+def summary(core: HostCore) -> agent_pb2.HostSummary:
+    """The heads of one host."""
+    return agent_pb2.HostSummary(
+        host=core.host,
+        counting=core.counting,
+        resources=sum(stream.resources() for stream in core.streams.values()),
+        streams=filter(None, map(position, core.streams.values())),
+        exceptions=exceptions(core),
+    )
+
+
+def applied(core: HostCore, stream: Stream, kinds: Iterable[Kind] | None = None) -> list[Addressed]:
+    """What a host has applied of a stream, as it can be packed; on its inbox addressed to it."""
+    host = core.host if stream.id == core.inbox else ""
+    return [
+        Addressed(host, resource)
+        for kind in (stream.kinds if kinds is None else kinds)
+        for resource in stream.applied(kind).values()
+    ]

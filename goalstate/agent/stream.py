@@ -1,0 +1,332 @@
+"""What one host keeps of one stream: what it read, and how far it applied it.
+
+Laws of reading:
+
+1.  A message is taken when it is the next one, and only then. Of the same epoch, that is the next
+    sequence; of a higher one, sequence 1 that comes `after` the mark read last. An earlier message
+    is a duplicate; one of a lower epoch is stale; anything else shows a gap.
+2.  A reading begins with the first message of the log (sequence 1, after nothing) or with the first
+    chunk of a checkpoint. One that begins with a checkpoint is incomplete until the checkpoint's
+    end (IN_SYNC).
+3.  When an epoch begins `after` a mark that is below what was read, then what was read above it was
+    written by a writer that had lost the stream. It is void, and left out when the stream is read
+    again (`Stream.fences`).
+4.  Of each resource the highest revision is held. Lower ones are dropped, and so is what would
+    bring a deleted resource back at or below the revision of its deletion. (Of each kind the newest
+    TOMBSTONES deletions are remembered. Older revisions than these can only come from a writer that
+    breaks the order, and then the digest tells.)
+
+Laws of the watermark:
+
+5.  It is the mark of the newest message such that it and all before it are settled. A message is
+    settled when each resource that it changed is, at that revision or a higher one, applied or
+    named as an exception.
+6.  It never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from goalstate.agent.decoding import Content, Group
+from goalstate.gs import digest as digests
+from goalstate.gs.envelope import Envelope, MessageKind
+from goalstate.gs.resources import Kind, Resource
+from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
+
+if TYPE_CHECKING:
+    from goalstate.agent.programming import Change
+
+#: Deletions remembered, of each kind and stream.
+TOMBSTONES = 10_000
+
+
+class Place(Enum):
+    """Where a message stands to what was read."""
+
+    NEXT = "next"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    GAP = "gap"
+    #: It begins an epoch that does not know of everything that was read.
+    VOIDS = "voids"
+
+
+class Fault(NamedTuple):
+    """Something of a stream that is not applied, and why."""
+
+    pending: bool  # else refused
+    reason: str
+    revision: int
+    mark: Mark
+
+
+class Reading:
+    """What was read of a stream, from its beginning on, without a gap."""
+
+    __slots__ = (
+        "digest",
+        "expected",
+        "held",
+        "loading",
+        "malformed",
+        "mark",
+        "out_of_order",
+        "position",
+        "tombstones",
+        "unread",
+    )
+
+    def __init__(self) -> None:
+        self.mark = ORIGIN
+        #: The bus's position of the message at `mark`; empty before the first.
+        self.position = b""
+        self.held: dict[Kind, dict[str, Resource]] = {}
+        self.tombstones: dict[Kind, dict[str, int]] = {}
+        self.digest = digests.EMPTY
+        #: What the publisher says that the digest is; None where it said nothing yet.
+        self.expected: int | None = None
+        #: True from the first chunk of the checkpoint that this began with, until its end.
+        self.loading = False
+        #: Messages that could not be read, and resources of which the same is true.
+        self.unread: dict[Mark, Fault] = {}
+        self.malformed: dict[tuple[int, str], Fault] = {}
+        #: Dropped because of their revision, though their content is another.
+        self.out_of_order = 0
+
+    def place(self, envelope: Envelope) -> Place:
+        mark, after = envelope.mark, envelope.after
+        if self.mark == ORIGIN:
+            begins = (mark.sequence == 1 and after in (None, ORIGIN)) or (
+                envelope.kind is MessageKind.CHECKPOINT and envelope.chunk == 1
+            )
+            return Place.NEXT if begins else Place.GAP
+        if mark.epoch == self.mark.epoch:
+            ahead = mark.sequence - self.mark.sequence
+            return Place.NEXT if ahead == 1 else Place.GAP if ahead > 1 else Place.DUPLICATE
+        if mark.epoch < self.mark.epoch:
+            return Place.STALE
+        if mark.sequence != 1 or after is None or after > self.mark:
+            return Place.GAP
+        return Place.NEXT if after == self.mark else Place.VOIDS
+
+    def step(self, envelope: Envelope, position: bytes) -> None:
+        """Move on to a message whose place is NEXT."""
+        if envelope.kind is MessageKind.CHECKPOINT and self.mark == ORIGIN:
+            self.loading = envelope.mark.sequence != 1
+        elif envelope.kind is MessageKind.IN_SYNC:
+            self.loading = False
+        self.mark = envelope.mark
+        self.position = position
+
+    def take(self, group: Group) -> list[tuple[Resource, Resource | None]] | None:
+        """Hold these resources. Gives those that were new, each with what was held before.
+
+        None says: all of them, and nothing was held or remembered of any.
+        """
+        kind = group.kind
+        held = self.held.get(kind)
+        if held is None:
+            held = self.held[kind] = {}
+        tombstones = self.tombstones.get(kind)
+        if (
+            not group.deletion
+            and (not tombstones or tombstones.keys().isdisjoint(group.ids))
+            and held.keys().isdisjoint(group.ids)
+        ):
+            held.update(zip(group.ids, group.resources, strict=True))
+            self.digest = (self.digest + group.digest) & digests.MASK
+            return None
+        if tombstones is None:
+            tombstones = self.tombstones[kind] = {}
+        taken: list[tuple[Resource, Resource | None]] = []
+        digest = self.digest
+        for resource in group.resources:
+            id_ = resource.id
+            old = held.get(id_)
+            known = old.revision if old is not None else tombstones.get(id_, -1)
+            if resource.revision <= known:
+                # The same once more is a success, and so is the deletion of what is gone.
+                if resource != old and not (old is None and not resource.payload):
+                    self.out_of_order += 1
+                continue
+            if old is not None:
+                digest -= digests.item(kind, old.payload)
+            if resource.payload:
+                digest += digests.item(kind, resource.payload)
+                held[id_] = resource
+                tombstones.pop(id_, None)
+                taken.append((resource, old))
+            else:
+                held.pop(id_, None)
+                tombstones.pop(id_, None)
+                tombstones[id_] = resource.revision
+                if old is not None:
+                    taken.append((resource, old))
+        while len(tombstones) > TOMBSTONES:
+            del tombstones[next(iter(tombstones))]
+        self.digest = digest & digests.MASK
+        return taken
+
+    def note(self, content: Content) -> None:
+        """Remember what of the message just read is malformed, and forget what no longer is."""
+        if self.malformed:
+            for group in content.groups:
+                for id_ in group.ids:
+                    self.malformed.pop((int(group.kind), id_), None)
+        for kind, id_, reason in content.malformed:
+            self.malformed[kind, id_] = Fault(False, reason, 0, self.mark)
+        if content.digest is not None:
+            self.expected = content.digest
+
+    def agrees(self, envelope: Envelope) -> bool:
+        """Is what is held what the publisher says, as of the message just read?
+
+        True where it cannot be said yet. On an inbox stream the envelope's digest is of all hosts;
+        what counts is the one that the publisher gave for this host.
+        """
+        if self.loading:
+            return True
+        if envelope.stream.kind is StreamKind.INBOX:
+            return self.expected in (None, self.digest)
+        return envelope.digest == digests.to_hex(self.digest)
+
+
+class _Outstanding:
+    """How many resources a message still waits for, and the mark before it."""
+
+    __slots__ = ("count", "previous")
+
+    def __init__(self, previous: Mark) -> None:
+        self.count = 0
+        self.previous = previous
+
+
+class Stream:
+    """A stream that a host follows."""
+
+    __slots__ = (
+        "applied_ns",
+        "attempts",
+        "counting",
+        "disagreements",
+        "fences",
+        "id",
+        "leaving",
+        "live",
+        "outstanding",
+        "published_ns",
+        "reread_ns",
+        "resync_ns",
+        "shadow",
+        "start",
+        "stuck",
+        "suspect",
+        "topic",
+        "unsettled",
+        "watermark",
+    )
+
+    def __init__(self, id_: StreamId, topic: str, start: bytes, *, counting: bool) -> None:
+        self.id = id_
+        self.topic = topic
+        #: Where reading begins, as the subscription says.
+        self.start = start
+        #: Payloads are checked and counted, not decoded.
+        self.counting = counting
+        #: What is held and not (yet) applied, see `programming`.
+        self.unsettled: dict[Kind, dict[str, Change]] = {}
+        #: Followed no longer, but not all of it is out of the data plane yet.
+        self.leaving = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as if nothing had been read. What is in the data plane stays known."""
+        self.live = Reading()
+        #: The stream is being read again from its beginning into this; then it replaces `live`.
+        self.shadow: Reading | None = None
+        self.outstanding: dict[Mark, _Outstanding] = {}
+        self.watermark = ORIGIN
+        self.applied_ns = 0
+        #: When the newest message read was published.
+        self.published_ns = 0
+        #: First marks of epochs, and the marks that they come after (law 3).
+        self.fences: dict[int, Mark] = {}
+        # Repair, see `core`: reads since there was progress beyond `stuck`, and when the next is
+        # due (None: none is wanted); the corrupted message that is read once more.
+        self.attempts = 0
+        self.stuck = ORIGIN
+        self.reread_ns: int | None = None
+        self.suspect = ORIGIN
+        self.disagreements = 0
+        self.resync_ns: int | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """What the open reader feeds."""
+        return self.shadow or self.live
+
+    def void(self, mark: Mark) -> bool:
+        """Was the message at `mark` written after its epoch was over?"""
+        return any(mark.epoch < epoch and mark > after for epoch, after in self.fences.items())
+
+    def count(self, mark: Mark | None, previous: Mark, number: int) -> None:
+        """`number` resources more are to be settled before the watermark passes `mark`."""
+        if mark is None:
+            return
+        entry = self.outstanding.get(mark)
+        if entry is None:
+            entry = self.outstanding[mark] = _Outstanding(previous)
+        entry.count += number
+
+    def uncount(self, mark: Mark | None, number: int) -> None:
+        entry = self.outstanding.get(mark) if mark is not None else None
+        if entry is not None:
+            entry.count -= number
+
+    def advance(self, now: int) -> bool:
+        """Move the watermark as far as it goes; did it move?"""
+        outstanding = self.outstanding
+        while outstanding:
+            first = next(iter(outstanding))
+            if outstanding[first].count > 0:
+                break
+            del outstanding[first]
+        reached = outstanding[first].previous if outstanding else self.live.mark
+        if reached <= self.watermark:
+            return False
+        self.watermark = reached
+        self.applied_ns = now
+        return True
+
+    def applied(self, kind: Kind) -> Mapping[str, Resource]:
+        """What is applied of a kind, by id. To be used at once: it may be the state itself."""
+        held = self.live.held.get(kind, {})
+        unsettled = self.unsettled.get(kind)
+        if not unsettled:
+            return held
+        applied = dict(held)
+        for id_, change in unsettled.items():
+            before = change.before.get(id_)
+            if before is None:
+                applied.pop(id_, None)
+            else:
+                applied[id_] = before
+        return applied
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kinds of which something may be applied, in the order of Kind."""
+        return sorted(self.live.held.keys() | self.unsettled.keys())
+
+    def resources(self) -> int:
+        """How many resources are applied."""
+        total = 0
+        for kind in self.kinds:
+            held = self.live.held.get(kind, {})
+            total += len(held)
+            for id_, change in self.unsettled.get(kind, {}).items():
+                total += (change.before.get(id_) is not None) - (id_ in held)
+        return total

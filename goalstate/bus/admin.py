@@ -1,0 +1,100 @@
+"""What is asked of Apache Pulsar's admin REST API: its health, its version, and namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import quote
+
+from goalstate.bus.errors import BrokerUnreachable, BusError
+
+#: Seconds to wait for one answer.
+_TIMEOUT = 10.0
+_CONFLICT = 409
+#: A broker is asked directly, whatever proxy the environment names.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def request(
+    admin_url: str, method: str, path: str, body: object = None, *, timeout: float = _TIMEOUT
+) -> tuple[int, bytes]:
+    """One request; gives the status and the body. Blocks. Raises BrokerUnreachable."""
+    ask = urllib.request.Request(
+        admin_url.rstrip("/") + path,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with _OPENER.open(ask, timeout=timeout) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BrokerUnreachable(f"nobody answers at {admin_url}: {error}") from error
+
+
+def healthy(admin_url: str) -> bool:
+    """Whether the broker takes and delivers messages, by its own account. Blocks up to 10 s."""
+    try:
+        status, body = request(admin_url, "GET", "/admin/v2/brokers/health")
+    except BrokerUnreachable:
+        return False
+    return status == http.client.OK and body.strip() == b"ok"
+
+
+def version(admin_url: str) -> str:
+    """The broker's version. Blocks. Raises BrokerUnreachable, BusError."""
+    return _checked(admin_url, "GET", "/admin/v2/brokers/version").decode().strip().strip('"')
+
+
+async def ensure_namespace(
+    admin_url: str,
+    tenant: str,
+    namespace: str,
+    *,
+    retention_minutes: int = -1,
+    retention_mb: int = -1,
+) -> None:
+    """Create tenant and namespace where missing, and set the retention (-1: for ever).
+
+    Without a retention Pulsar may forget what no durable subscription waits for, and readers
+    have none. Doing it again changes nothing. Raises BrokerUnreachable, BusError.
+    """
+    await asyncio.to_thread(
+        _ensure_namespace, admin_url, tenant, namespace, retention_minutes, retention_mb
+    )
+
+
+def _ensure_namespace(
+    admin_url: str, tenant: str, namespace: str, retention_minutes: int, retention_mb: int
+) -> None:
+    clusters: list[Any] = json.loads(_checked(admin_url, "GET", "/admin/v2/clusters"))
+    tenant_path = quote(tenant, safe="")
+    space_path = f"/admin/v2/namespaces/{tenant_path}/{quote(namespace, safe='')}"
+    _checked(
+        admin_url,
+        "PUT",
+        f"/admin/v2/tenants/{tenant_path}",
+        {"adminRoles": [], "allowedClusters": [name for name in clusters if name != "global"]},
+    )
+    _checked(admin_url, "PUT", space_path, {})
+    _checked(
+        admin_url,
+        "POST",
+        f"{space_path}/retention",
+        {"retentionTimeInMinutes": retention_minutes, "retentionSizeInMB": retention_mb},
+    )
+
+
+def _checked(admin_url: str, method: str, path: str, body: object = None) -> bytes:
+    status, answer = request(admin_url, method, path, body)
+    if status >= http.client.BAD_REQUEST and status != _CONFLICT:
+        text = answer.decode(errors="replace").strip()
+        raise BusError(f"{admin_url}: {method} {path}: {status} {text[:200]}")
+    return answer

@@ -1,0 +1,483 @@
+"""The memory bus: a broker that is a few lists, for tests, simulations and one-process use.
+
+`MemoryBroker` is a pure core. It has no loop, no thread and no clock of its own: `publish` appends
+to a log, and each `step` hands one pending delivery to one reader. Which reader is next is drawn
+from the seed, so that one seed is one interleaving and every run of it is the same.
+
+Laws:
+
+1.  Faults act on deliveries, never on the log. A reader that re-opens at a position is offered
+    everything after that position again, whatever was dropped or held back before.
+2.  A delivery that is held back (reordered) or duplicated comes before the broker is idle.
+3.  A cut-off reader loses nothing: what it was owed is pending again once the cut is healed.
+4.  The state is settled before a sink is called, so a sink may publish, attach and detach.
+
+`MemoryBus` puts the asyncio port of `base.py` over it: it steps the broker from the event loop, a
+bounded number of deliveries a turn. All buses of one broker live in one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from random import Random
+
+from goalstate.bus.base import EARLIEST, LATEST, MAX_PAYLOAD, Message, Sink
+from goalstate.bus.errors import (
+    BrokerUnreachable,
+    BusClosed,
+    BusError,
+    MessageTooLarge,
+    PositionGone,
+    ProducerFenced,
+)
+
+_INDEX = struct.Struct(">Q")
+#: Deliveries that the asyncio adapter makes before it lets the loop run other work.
+_DELIVERIES_PER_TURN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong with deliveries, each a probability in 0..1 per delivery."""
+
+    seed: int = 0
+    #: The reader never sees it (until it re-opens at an earlier position).
+    drop: float = 0.0
+    #: The reader sees it again, at some later time.
+    duplicate: float = 0.0
+    #: The reader sees it after one or more of its successors, if there are any by then.
+    reorder: float = 0.0
+
+
+class _Log:
+    """One topic: its messages from index `base` on, and who reads and sends."""
+
+    __slots__ = ("base", "exclusive", "messages", "producers", "readers")
+
+    def __init__(self) -> None:
+        self.base = 0
+        self.messages: list[Message] = []
+        self.readers: dict[MemoryReader, None] = {}
+        self.producers = 0
+        self.exclusive = False
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.messages)
+
+
+class MemoryReader:
+    """An attached reader. `name` is what `MemoryBroker.partition` cuts off."""
+
+    __slots__ = ("_cursor", "_held", "_log", "_slot", "name", "sink", "topic")
+
+    def __init__(self, topic: str, name: str, sink: Sink, log: _Log, cursor: int) -> None:
+        self.topic = topic
+        self.name = name
+        self.sink = sink
+        self._log = log
+        self._cursor = cursor
+        self._held: list[Message] = []
+        self._slot = -1
+
+
+class MemoryBroker:
+    """Topics, readers and pending deliveries. `now_ns` stamps messages (ns since the epoch)."""
+
+    def __init__(self, now_ns: Callable[[], int], faults: Faults = Faults()) -> None:
+        self._now_ns = now_ns
+        #: May be replaced while running; the sequence of random draws goes on.
+        self.faults = faults
+        self._random = Random(faults.seed).random
+        self._logs: dict[str, _Log] = {}
+        self._ready: list[MemoryReader] = []
+        self._cut_names: set[str] = set()
+        self._cut_topics: set[str] = set()
+        self._down = False
+        self._watchers: list[Callable[[], None]] = []
+        #: Counts of deliveries so far, by what became of them.
+        self.delivered = 0
+        self.dropped = 0
+        self.duplicated = 0
+        self.held_back = 0
+
+    # -- the log -----------------------------------------------------------------------------
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        key: str = "",
+        properties: Mapping[str, str] | None = None,
+        sender: str = "",
+    ) -> bytes:
+        """Append one message and give its position.
+
+        Raises MessageTooLarge, or BrokerUnreachable while the broker is down or `sender` cut off.
+        """
+        if len(payload) > MAX_PAYLOAD:
+            raise MessageTooLarge(f"{topic}: {len(payload)} bytes, at most {MAX_PAYLOAD}")
+        self.check_reachable(topic, sender)
+        log = self._log(topic)
+        position = _INDEX.pack(log.end)
+        log.messages.append(
+            Message(
+                topic,
+                key,
+                dict(properties) if properties else {},
+                bytes(payload),
+                position,
+                self._now_ns(),
+            )
+        )
+        for reader in log.readers:
+            if reader._slot < 0:
+                self._settle(reader)
+        return position
+
+    def messages(self, topic: str, start: bytes = EARLIEST) -> list[Message]:
+        """The messages after `start` that the topic holds. Raises PositionGone."""
+        log = self._logs.get(topic)
+        if log is None:
+            log = _Log()
+        return log.messages[self._cursor(topic, log, start) - log.base :]
+
+    def trim(self, topic: str, keep: int) -> None:
+        """Forget all but the newest `keep` messages, as a broker's retention would."""
+        log = self._log(topic)
+        surplus = len(log.messages) - keep
+        if surplus > 0:
+            del log.messages[:surplus]
+            log.base += surplus
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that hold messages, in order of creation."""
+        return [topic for topic, log in self._logs.items() if log.end]
+
+    # -- readers -----------------------------------------------------------------------------
+
+    def attach(self, topic: str, start: bytes, sink: Sink, *, name: str = "") -> MemoryReader:
+        """Open a reader after position `start`. Raises PositionGone, BrokerUnreachable."""
+        self.check_reachable(topic, name)
+        log = self._log(topic)
+        reader = MemoryReader(topic, name, sink, log, self._cursor(topic, log, start))
+        log.readers[reader] = None
+        self._settle(reader)
+        return reader
+
+    def detach(self, reader: MemoryReader) -> None:
+        """Close a reader; what it was still owed is not delivered. Closing twice is harmless."""
+        reader._log.readers.pop(reader, None)
+        self._remove(reader)
+
+    # -- exclusive producers -----------------------------------------------------------------
+
+    def claim(self, topic: str, *, exclusive: bool = False, name: str = "") -> None:
+        """Register a producer.
+
+        Raises ProducerFenced as `Bus.open_producer` describes, or BrokerUnreachable.
+        """
+        self.check_reachable(topic, name)
+        log = self._log(topic)
+        if log.exclusive or (exclusive and log.producers):
+            raise ProducerFenced(f"{topic}: another producer holds the topic")
+        log.producers += 1
+        log.exclusive = exclusive
+
+    def release(self, topic: str) -> None:
+        """Undo one `claim`."""
+        log = self._log(topic)
+        log.producers -= 1
+        log.exclusive = False
+
+    # -- faults ------------------------------------------------------------------------------
+
+    def partition(self, *, names: Iterable[str] = (), topics: Iterable[str] = ()) -> None:
+        """Cut off readers and senders by name, and whole topics, until `heal`."""
+        self._cut_names.update(names)
+        self._cut_topics.update(topics)
+        self._settle_all()
+
+    def heal(self) -> None:
+        """Undo every partition."""
+        self._cut_names.clear()
+        self._cut_topics.clear()
+        self._settle_all()
+
+    def stop(self) -> None:
+        """Go away: nothing is delivered and sends fail, until `start`. The logs stay."""
+        self._down = True
+        self._settle_all()
+
+    def start(self) -> None:
+        """Come back after `stop`."""
+        self._down = False
+        self._settle_all()
+
+    def check_reachable(self, topic: str, name: str = "") -> None:
+        """Raises BrokerUnreachable if the broker is down, or `name` or `topic` cut off."""
+        if self._down or name in self._cut_names or topic in self._cut_topics:
+            raise BrokerUnreachable(f"memory broker: {name or topic} is cut off")
+
+    # -- deliveries --------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """True when no delivery is pending (what is cut off does not count)."""
+        return not self._ready
+
+    def step(self) -> bool:
+        """Settle one pending delivery: deliver, drop or hold it back. False if there was none.
+
+        What the sink raises comes through, after the delivery has been counted as made.
+        """
+        ready = self._ready
+        if not ready:
+            return False
+        random = self._random
+        reader = ready[int(random() * len(ready))]
+        log = reader._log
+        held = reader._held
+        message: Message | None
+        if held and (reader._cursor >= log.end or random() < 0.5):
+            message = held.pop(int(random() * len(held)))
+        else:
+            reader._cursor = max(reader._cursor, log.base)
+            message = log.messages[reader._cursor - log.base]
+            reader._cursor += 1
+            message = self._misfortune(message, held)
+        if not held and reader._cursor >= log.end:
+            self._remove(reader)
+        if message is not None:
+            self.delivered += 1
+            reader.sink(message)
+        return True
+
+    def run_until_idle(self, limit: int = 10_000_000) -> int:
+        """Step until nothing is pending; gives the number of steps.
+
+        Raises BusError after `limit` steps: then the sinks keep each other busy for ever.
+        """
+        steps = 0
+        while self._ready:
+            if steps >= limit:
+                raise BusError(f"memory broker: not idle after {limit} steps")
+            self.step()
+            steps += 1
+        return steps
+
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call `watcher` whenever idleness ends; gives the function that stops this."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def _misfortune(self, message: Message, held: list[Message]) -> Message | None:
+        """What becomes of a delivery on its first try; None if it does not arrive now."""
+        faults = self.faults
+        if faults.drop and self._random() < faults.drop:
+            self.dropped += 1
+            return None
+        if faults.duplicate and self._random() < faults.duplicate:
+            self.duplicated += 1
+            held.append(message)
+        if faults.reorder and self._random() < faults.reorder:
+            self.held_back += 1
+            held.append(message)
+            return None
+        return message
+
+    def _log(self, topic: str) -> _Log:
+        log = self._logs.get(topic)
+        if log is None:
+            log = self._logs[topic] = _Log()
+        return log
+
+    @staticmethod
+    def _cursor(topic: str, log: _Log, start: bytes) -> int:
+        """The index of the first message after position `start`."""
+        if start == EARLIEST:
+            return log.base
+        if start == LATEST:
+            return log.end
+        if len(start) != _INDEX.size:
+            raise PositionGone(f"{topic}: {start.hex()} is no position of this broker")
+        cursor: int = _INDEX.unpack(start)[0] + 1
+        if not log.base <= cursor <= log.end:
+            raise PositionGone(
+                f"{topic}: position {cursor - 1} is outside the log {log.base}..{log.end - 1}"
+            )
+        return cursor
+
+    def _settle(self, reader: MemoryReader) -> None:
+        """Make the reader ready exactly if it has a delivery that may be made now."""
+        if (
+            (reader._held or reader._cursor < reader._log.end)
+            and not self._down
+            and reader.name not in self._cut_names
+            and reader.topic not in self._cut_topics
+        ):
+            if reader._slot < 0:
+                reader._slot = len(self._ready)
+                self._ready.append(reader)
+                if reader._slot == 0:
+                    for watcher in self._watchers:
+                        watcher()
+        else:
+            self._remove(reader)
+
+    def _settle_all(self) -> None:
+        for log in self._logs.values():
+            for reader in log.readers:
+                self._settle(reader)
+
+    def _remove(self, reader: MemoryReader) -> None:
+        slot = reader._slot
+        if slot < 0:
+            return
+        last = self._ready.pop()
+        if last is not reader:
+            self._ready[slot] = last
+            last._slot = slot
+        reader._slot = -1
+
+
+class _BusProducer:
+    """`base.Producer` over the core."""
+
+    def __init__(self, bus: MemoryBus, topic: str) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._closed = False
+
+    @property
+    def topic(self) -> str:
+        return self._topic
+
+    def send(
+        self, payload: bytes, *, key: str = "", properties: Mapping[str, str] | None = None
+    ) -> asyncio.Future[bytes]:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        try:
+            if self._closed:
+                raise BusClosed(f"{self._topic}: the producer is closed")
+            answer.set_result(
+                self._bus.broker.publish(
+                    self._topic, payload, key=key, properties=properties, sender=self._bus.name
+                )
+            )
+        except BusError as error:
+            answer.set_exception(error)
+        return answer
+
+    async def flush(self) -> None:
+        """Nothing is ever outstanding here."""
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._bus.producers.discard(self)
+            self._bus.broker.release(self._topic)
+
+
+class _BusReader:
+    """`base.Reader` over the core."""
+
+    def __init__(self, bus: MemoryBus, reader: MemoryReader) -> None:
+        self._bus = bus
+        self._reader = reader
+
+    @property
+    def topic(self) -> str:
+        return self._reader.topic
+
+    async def close(self) -> None:
+        self._bus.readers.discard(self)
+        self._bus.broker.detach(self._reader)
+
+
+class MemoryBus:
+    """`base.Bus` over a `MemoryBroker`. `name` is what `MemoryBroker.partition` cuts off.
+
+    Must be made and used in one running event loop.
+    """
+
+    def __init__(self, broker: MemoryBroker, name: str = "") -> None:
+        self.broker = broker
+        self.name = name
+        self.readers: set[_BusReader] = set()
+        self.producers: set[_BusProducer] = set()
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._closed = False
+        self._unwatch = broker.watch(self._schedule)
+        self._schedule()
+
+    async def open_producer(
+        self, topic: str, *, exclusive: bool = False, batch: bool = False, name: str = ""
+    ) -> _BusProducer:
+        """As `base.Bus.open_producer`; `batch` has nothing to gather here."""
+        self._check_open()
+        self.broker.claim(topic, exclusive=exclusive, name=self.name)
+        producer = _BusProducer(self, topic)
+        self.producers.add(producer)
+        return producer
+
+    async def open_reader(self, topic: str, start: bytes, sink: Sink) -> _BusReader:
+        """As `base.Bus.open_reader`."""
+        self._check_open()
+        reader = _BusReader(self, self.broker.attach(topic, start, sink, name=self.name))
+        self.readers.add(reader)
+        return reader
+
+    async def read_to_end(self, topic: str, start: bytes) -> AsyncIterator[Message]:
+        """As `base.Bus.read_to_end`."""
+        self._check_open()
+        self.broker.check_reachable(topic, self.name)
+        for message in self.broker.messages(topic, start):
+            yield message
+
+    async def last(self, topic: str) -> Message | None:
+        """As `base.Bus.last`."""
+        self._check_open()
+        self.broker.check_reachable(topic, self.name)
+        messages = self.broker.messages(topic)
+        return messages[-1] if messages else None
+
+    async def close(self) -> None:
+        """As `base.Bus.close`. Closing twice is harmless."""
+        if self._closed:
+            return
+        for reader in list(self.readers):
+            await reader.close()
+        for producer in list(self.producers):
+            await producer.close()
+        self._closed = True
+        self._unwatch()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusClosed("the memory bus is closed")
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._closed:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        if self._closed:
+            return
+        for _ in range(_DELIVERIES_PER_TURN):
+            try:
+                if not self.broker.step():
+                    return
+            except Exception as error:  # a sink's own failure must not stop the other readers
+                self._loop.call_exception_handler(
+                    {"message": "a sink of the memory bus raised", "exception": error}
+                )
+        self._schedule()

@@ -1,0 +1,14 @@
+"""The `goalstate` command: thin, calls the rooms.
+
+Every module of this room is imported by the command that needs it, so that `goalstate --help` and
+a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """The entry point of the command; ends the process with an exit code."""
+    from goalstate.cli.app import app  # noqa: PLC0415 - importing the package stays free
+
+    app(prog_name="goalstate")

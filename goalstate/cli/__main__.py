@@ -1,0 +1,5 @@
+"""`python -m goalstate.cli`: the same as `goalstate`."""
+
+from goalstate.cli import main
+
+main()

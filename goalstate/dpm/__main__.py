@@ -1,0 +1,167 @@
+"""The publisher as a process: everything is wired here, and only here.
+
+gRPC clients ──▶ NorthboundService ──▶ Engine ──▶ Core            (pure)
+                                        │  ├────▶ Convergence     (pure)
+                 reports topics ────────┘  ├────▶ IntentLog ─┐
+                                           └────▶ Publisher ─┴──▶ Bus ──▶ broker
+Prometheus ────▶ /metrics ──▶ Metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from goalstate.bus.base import Bus
+from goalstate.bus.connect import connect
+from goalstate.dpm.config import DpmConfig
+from goalstate.dpm.convergence import Lease, Why
+from goalstate.dpm.engine import Engine
+from goalstate.dpm.metrics import Metrics
+from goalstate.dpm.service import NorthboundService
+from goalstate.gs.intent import ObjectKind
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
+from goalstate.gs.topics import Topics
+from goalstate.process import (
+    StartError,
+    bind,
+    clock_id,
+    configure_logging,
+    grpc_server,
+    run_until_signal,
+    write_ready_file,
+)
+
+log = structlog.get_logger()
+
+SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
+#: Seconds that calls under way get to finish at the end.
+GRACE_S = 2.0
+
+
+async def run(
+    config: DpmConfig,
+    *,
+    ready: Callable[[dict[str, Any]], None] | None = None,
+    stop: asyncio.Event | None = None,
+    bus: Bus | None = None,
+) -> None:
+    """Serve until `stop` is set. `ready` is called with the addresses once it serves.
+
+    A given `bus` is used, and left open, instead of one for `config.broker`. Raises StartError,
+    BusError, LogHeld, LogUnreadable.
+    """
+    stop = stop or asyncio.Event()
+    topics = Topics(f"persistent://goalstate/{config.region}", config.report_shards)
+    own_bus = bus is None
+    if bus is None:
+        if config.admin_url:
+            await _make_namespace(config.admin_url, config.region)
+        bus = await connect(config.broker, compression=config.compression)
+    metrics = Metrics()
+    engine = Engine(
+        bus,
+        topics,
+        writer=config.writer,
+        clock_id=clock_id(),
+        metrics=metrics,
+        security_groups_own_stream=config.security_groups == "own-stream",
+    )
+    server = grpc_server()
+    api_grpc.add_DataPlaneManagerServicer_to_server(
+        NorthboundService(engine, metrics, broker=config.broker), server
+    )
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    facts: dict[str, Any] = {"service": "dpm", "region": config.region, "broker": config.broker}
+    try:
+        # Bind first: a taken port must not cost an epoch.
+        facts["listen"] = bind(server, config.listen)
+        http = _serve_metrics(config, metrics)
+        facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
+        await engine.start()
+        await server.start()
+        await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+        await health_service.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        gauges = asyncio.ensure_future(_keep_gauges(engine, metrics, health_service))
+        log.info("serving", **facts)
+        write_ready_file(config.ready_file, facts)
+        if ready is not None:
+            ready(facts)
+        await stop.wait()
+        log.info("stopping")
+        gauges.cancel()
+        await health_service.enter_graceful_shutdown()
+        await server.stop(GRACE_S)
+        if http:
+            http[0].shutdown()
+            http[0].server_close()
+    finally:
+        await server.stop(0)
+        await engine.stop()
+        if own_bus:
+            await bus.close()
+    log.info("stopped")
+
+
+async def _make_namespace(admin_url: str, region: str) -> None:
+    from goalstate.bus.admin import ensure_namespace
+
+    await ensure_namespace(admin_url, "goalstate", region)
+
+
+def _serve_metrics(config: DpmConfig, metrics: Metrics) -> tuple[Any, Any] | None:
+    if config.metrics_port is None:
+        return None
+    try:
+        return start_http_server(
+            config.metrics_port, addr=config.metrics_address, registry=metrics.registry
+        )
+    except OSError as error:
+        raise StartError(
+            f"cannot serve metrics on {config.metrics_address}:{config.metrics_port}: "
+            f"{error.strerror}; give another --metrics-port, or 0 for any free one"
+        ) from error
+
+
+async def _keep_gauges(
+    engine: Engine, metrics: Metrics, health_service: health.aio.HealthServicer
+) -> None:
+    """Bring the gauges, and what the health service says, up to date each second."""
+    states = health_pb2.HealthCheckResponse
+    while True:
+        now = time.time_ns()
+        async with engine.lock:
+            for kind, count in engine.core.desired.counts().items():
+                metrics.objects.labels(kind=kind.name.lower()).set(count)
+            hosts = [host.id for host in engine.core.desired.objects(ObjectKind.HOST)]
+        leases = [engine.convergence.lease(host, now) for host in hosts]
+        for lease in Lease:
+            metrics.hosts.labels(lease=lease.value).set(leases.count(lease))
+        whys = [e.why for v in engine.convergence.hosts.values() for e in v.exceptions]
+        for why in (Why.REFUSED, Why.PENDING):
+            metrics.exceptions.labels(status=why.value).set(whys.count(why))
+        metrics.publish_backlog.set(engine.backlog)
+        await health_service.set(SERVICE, states.SERVING if engine.serving else states.NOT_SERVING)
+        await asyncio.sleep(1)
+
+
+def main(config: DpmConfig) -> None:
+    """Run as a process of its own, until SIGTERM or Ctrl-C."""
+    configure_logging(config.log_format, config.log_level)
+    run_until_signal(lambda stop: run(config, stop=stop))
+
+
+if __name__ == "__main__":
+    main(DpmConfig.load())

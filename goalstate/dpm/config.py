@@ -1,0 +1,71 @@
+"""Configuration of the publisher: one model; a YAML file, the environment, and flags fill it.
+
+Flags win over the environment (GOALSTATE_DPM_<FIELD>), which wins over the file.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+
+class DpmConfig(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="GOALSTATE_DPM_", extra="forbid", frozen=True)
+
+    broker: str = Field(description="URL of the broker, pulsar://… or embedded://…")
+    admin_url: str | None = Field(
+        default=None, description="Pulsar's admin REST API; makes the region's namespace at start"
+    )
+    region: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    listen: str = "127.0.0.1:50151"
+    metrics_port: int | None = Field(
+        default=9151, ge=0, le=65535, description="0: any free one; None: no metrics are served"
+    )
+    metrics_address: str = "127.0.0.1"
+    writer: str = Field(default_factory=socket.gethostname)
+    report_shards: int = Field(default=4, ge=1, le=1024)
+    security_groups: Literal["vpc-stream", "own-stream"] = "vpc-stream"
+    compression: Literal["none", "lz4", "zstd"] = "zstd"
+    max_intent_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    ready_file: Path | None = None
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = YamlConfigSettingsSource(settings_cls)  # nothing, unless `load` names a file
+        return init_settings, env_settings, file
+
+    @classmethod
+    def load(cls, file: Path | None = None, **flags: Any) -> DpmConfig:
+        """The configuration from a file, the environment, and flags that are not None.
+
+        Raises pydantic.ValidationError, FileNotFoundError, yaml.YAMLError.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        if file is None:
+            return cls(**given)
+        if not file.is_file():
+            raise FileNotFoundError(f"no configuration file {file}")
+
+        class FromFile(cls):  # type: ignore[valid-type, misc]
+            model_config = SettingsConfigDict(yaml_file=file)
+
+        loaded: DpmConfig = FromFile(**given)
+        return loaded

@@ -1,0 +1,279 @@
+"""Convergence: which hosts have applied what. Pure: no IO, no clock.
+
+Laws:
+
+1.  A host has applied a change when, on every stream where the change concerns it, its reported
+    watermark is at the change's mark or beyond, and it reports no exception (refused or pending
+    resource) of that stream up to that mark.
+2.  A wait is never early: nothing counts but what a host itself reported. A host that never
+    reported is a straggler. A host whose lease expired is left out of the quorum and listed; when
+    that leaves no host at all, nothing has converged.
+3.  A host that no longer follows a stream is not waited for on it.
+4.  A report costs the work of its host and of the waits that it is in, not of all hosts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import NamedTuple
+
+from goalstate.dpm.core import Requirement
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.resources import Kind
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
+
+
+class Lease(Enum):
+    LIVE = "live"
+    EXPIRED = "expired"
+    NEVER_REPORTED = "never reported"
+
+
+class Why(Enum):
+    BEHIND = "behind"
+    NEVER_REPORTED = "never reported"
+    REFUSED = "refused"
+    PENDING = "pending"
+
+
+class ExceptionReport(NamedTuple):
+    """A resource that a host could not apply."""
+
+    stream: StreamId
+    mark: Mark
+    why: Why
+    resource: str
+    reason: str
+
+
+class Straggler(NamedTuple):
+    host: str
+    why: Why
+    stream: StreamId
+    applied: Mark
+    wanted: Mark
+    resource: str = ""
+    reason: str = ""
+
+
+class Progress(NamedTuple):
+    """How far the hosts concerned by a wait are."""
+
+    converged: bool
+    hosts: int  # concerned, without the expired ones
+    applied: int
+    needed: int  # by the quorum
+    stragglers: list[Straggler]
+    expired: list[str]
+    #: Per host that applied it after acceptance: nanoseconds from acceptance to application.
+    latencies_ns: list[int]
+    same_clock: bool
+
+
+class HostView:
+    """What one host last reported."""
+
+    __slots__ = (
+        "applied",
+        "exceptions",
+        "incarnation",
+        "inspection_address",
+        "lease_until_ns",
+        "number",
+        "reported_ns",
+        "same_clock",
+    )
+
+    def __init__(self) -> None:
+        self.incarnation = -1
+        self.number = -1
+        self.lease_until_ns = 0
+        self.reported_ns = 0
+        self.inspection_address = ""
+        self.same_clock = True
+        #: Watermark of each stream, and when it got there (nanoseconds since the Unix epoch).
+        self.applied: dict[StreamId, tuple[Mark, int]] = {}
+        self.exceptions: list[ExceptionReport] = []
+
+
+class Wait:
+    """The hosts concerned by something, and which of them have it."""
+
+    def __init__(
+        self, requirements: Iterable[Requirement], accepted_ns: int, quorum: float
+    ) -> None:
+        self.accepted_ns = accepted_ns
+        self.quorum = quorum
+        #: What each host that is not there yet must reach.
+        self.missing: dict[str, list[tuple[StreamId, Mark]]] = {}
+        for stream, mark, hosts in requirements:
+            for host in hosts:
+                self.missing.setdefault(host, []).append((stream, mark))
+        self.concerned = len(self.missing)
+        self.latencies_ns: list[int] = []
+        self.same_clock = True
+
+    @property
+    def may_have_converged(self) -> bool:
+        """Have enough hosts applied it, even if no lease has expired? Cheap; never wrongly true."""
+        return self.concerned - len(self.missing) >= _needed(self.quorum, self.concerned)
+
+
+def _needed(quorum: float, hosts: int) -> int:
+    # A share of a host is the whole host; the correction is for 0.1 * 30 being above 3.
+    return math.ceil(quorum * hosts - 1e-9)
+
+
+class Convergence:
+    """Reports of hosts in, progress of waits out."""
+
+    def __init__(self, follows: Callable[[str, StreamId], bool]) -> None:
+        self.hosts: dict[str, HostView] = {}
+        self._follows = follows
+        self._waits: dict[str, set[Wait]] = {}
+
+    # --- reports ---
+
+    def report(
+        self, report: agent_pb2.HostReport, now_ns: int, same_clock: bool = True
+    ) -> set[Wait]:
+        """Take one host's report in; returns the waits that it moved.
+
+        `now_ns`: when it was received. `same_clock`: the host's times are by the same clock as
+        ours; if not, the time of receipt stands for the time of application, which can only make
+        a latency longer. Raises ValueError when a stream's name or a mark is none.
+        """
+        view = self.hosts.get(report.host)
+        if view is None:
+            view = self.hosts[report.host] = HostView()
+        if (report.incarnation, report.number) <= (view.incarnation, view.number):
+            return set()
+        streams = [
+            (
+                StreamId.parse(s.stream),
+                Mark(s.epoch, s.sequence),
+                s.applied_unix_ns if same_clock else now_ns,
+            )
+            for s in report.streams
+        ]
+        exceptions = [
+            ExceptionReport(
+                StreamId.parse(e.stream),
+                Mark(e.epoch, e.sequence),
+                Why.PENDING if e.status == agent_pb2.ResourceException.PENDING else Why.REFUSED,
+                f"{Kind(e.type).name.lower()}/{e.id}" if e.id else "message",
+                e.reason,
+            )
+            for e in report.exceptions
+        ]
+        dropped = [StreamId.parse(name) for name in report.dropped]
+        if report.full or report.incarnation != view.incarnation:
+            view.applied = {}
+        for stream in dropped:
+            view.applied.pop(stream, None)
+        for stream, mark, applied_ns in streams:
+            view.applied[stream] = (mark, applied_ns)
+        view.exceptions = exceptions
+        view.incarnation, view.number = report.incarnation, report.number
+        view.lease_until_ns = now_ns + int(report.lease_s * 1e9)
+        view.reported_ns = now_ns
+        view.inspection_address = report.inspection_address
+        view.same_clock = same_clock
+        moved = {w for w in self._waits.get(report.host, ()) if self._settle(w, report.host)}
+        for wait in moved:
+            self._forget(wait, report.host)
+        return moved
+
+    def lease(self, host: str, now_ns: int) -> Lease:
+        view = self.hosts.get(host)
+        if view is None:
+            return Lease.NEVER_REPORTED
+        return Lease.LIVE if now_ns <= view.lease_until_ns else Lease.EXPIRED
+
+    def forget(self, host: str) -> None:
+        """The host is no longer part of the region."""
+        self.hosts.pop(host, None)
+
+    # --- waits ---
+
+    def begin(
+        self, requirements: Iterable[Requirement], accepted_ns: int, quorum: float = 1.0
+    ) -> Wait:
+        """Begin to wait; to be given back with `end`. Raises ValueError for a bad quorum."""
+        if not 0 < quorum <= 1:
+            raise ValueError(f"quorum {quorum:g} is not above 0 and at most 1")
+        wait = Wait(requirements, accepted_ns, quorum)
+        for host in list(wait.missing):
+            if not self._settle(wait, host):
+                self._waits.setdefault(host, set()).add(wait)
+        return wait
+
+    def end(self, wait: Wait) -> None:
+        for host in wait.missing:
+            self._forget(wait, host)
+
+    def progress(self, wait: Wait, now_ns: int, max_stragglers: int = 20) -> Progress:
+        expired, behind = [], []
+        for host in wait.missing:
+            (expired if self.lease(host, now_ns) is Lease.EXPIRED else behind).append(host)
+        hosts = wait.concerned - len(expired)
+        applied = wait.concerned - len(wait.missing)
+        needed = _needed(wait.quorum, hosts)
+        return Progress(
+            converged=applied >= needed and (hosts > 0 or wait.concerned == 0),
+            hosts=hosts,
+            applied=applied,
+            needed=needed,
+            stragglers=[self._straggler(wait, host) for host in sorted(behind)[:max_stragglers]],
+            expired=sorted(expired),
+            latencies_ns=wait.latencies_ns,
+            same_clock=wait.same_clock,
+        )
+
+    def _forget(self, wait: Wait, host: str) -> None:
+        waits = self._waits.get(host)
+        if waits is not None:
+            waits.discard(wait)
+            if not waits:
+                del self._waits[host]
+
+    def _settle(self, wait: Wait, host: str) -> bool:
+        """Take the host off the missing ones if it has applied everything."""
+        view = self.hosts.get(host)
+        if view is None:
+            return False
+        applied_at = 0
+        for stream, mark in wait.missing[host]:
+            at, when = view.applied.get(stream, (ORIGIN, 0))
+            if at < mark:
+                if self._follows(host, stream):
+                    return False
+                continue
+            applied_at = max(applied_at, when)
+            if any(e.stream == stream and e.mark <= mark for e in view.exceptions):
+                return False
+        del wait.missing[host]
+        if applied_at >= wait.accepted_ns > 0:
+            wait.latencies_ns.append(applied_at - wait.accepted_ns)
+            wait.same_clock = wait.same_clock and view.same_clock
+        return True
+
+    def _straggler(self, wait: Wait, host: str) -> Straggler:
+        view = self.hosts.get(host)
+        wants = wait.missing[host]
+        if view is None:
+            stream, mark = wants[0]
+            return Straggler(host, Why.NEVER_REPORTED, stream, ORIGIN, mark)
+        for stream, mark in wants:
+            at, _ = view.applied.get(stream, (ORIGIN, 0))
+            for e in view.exceptions:
+                if e.stream == stream and e.mark <= mark:
+                    return Straggler(host, e.why, stream, at, mark, e.resource, e.reason)
+        for stream, mark in wants:
+            at, _ = view.applied.get(stream, (ORIGIN, 0))
+            if at < mark and self._follows(host, stream):
+                return Straggler(host, Why.BEHIND, stream, at, mark)
+        stream, mark = wants[0]
+        return Straggler(host, Why.BEHIND, stream, ORIGIN, mark, reason="awaiting its next report")

@@ -1,0 +1,352 @@
+"""The core of the publisher: accepted intent in, publications out. Pure: no IO, no clock.
+
+Laws:
+
+1.  An intent is accepted whole or refused whole; a refused one leaves no trace.
+2.  Publications are a function of the log: the same records in the same order give the same
+    messages with the same marks, byte for byte. So a restarted publisher knows what it had
+    published, and what is missing, without having been told.
+3.  A resource's revision starts at 1, grows by one with each change of its content, and goes on
+    where it was after a deletion.
+4.  The cost of a change follows the change, not the size of the VPC or the number of its hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from goalstate.gs import digest as digests
+from goalstate.gs import ordering, packing
+from goalstate.gs.derivation import Derivation, Key
+from goalstate.gs.desired import Changes, Desired
+from goalstate.gs.envelope import Envelope, MessageKind
+from goalstate.gs.intent import Intent
+from goalstate.gs.packing import Addressed
+from goalstate.gs.resources import Kind, Resource
+from goalstate.gs.streams import (
+    ORIGIN,
+    Mark,
+    StreamId,
+    StreamKind,
+    security_group_stream,
+    vpc_stream,
+)
+from goalstate.gs.topics import Topics
+from goalstate.gs.versions import FORMAT_V2
+
+
+class Publication(NamedTuple):
+    """One message for one stream. Those of a stream are sent in the order of their marks."""
+
+    envelope: Envelope
+    payload: bytes
+
+
+class Requirement(NamedTuple):
+    """These hosts have applied something when they are at this mark of the stream."""
+
+    stream: StreamId
+    mark: Mark
+    hosts: frozenset[str]
+
+
+class Accepted(NamedTuple):
+    """What came of an accepted intent."""
+
+    change: int
+    accepted_ns: int
+    changed_objects: int
+    publications: list[Publication]
+    requirements: list[Requirement]
+
+
+class _Record(NamedTuple):
+    """A resource as it was last put on a stream."""
+
+    stream: StreamId
+    host: str
+    vpc: str
+    revision: int
+    hash: int  # 0: it was withdrawn, only its revision still matters
+
+
+class _Item(NamedTuple):
+    """A resource on its way onto a stream, with its place in the order."""
+
+    phase: int
+    addressed: Addressed
+    gone: int  # hash of what it takes the place of; 0: of nothing
+    come: int  # hash of it; 0: it is a deletion
+
+
+class StreamState:
+    """The head of one stream."""
+
+    __slots__ = ("_followers", "_frozen", "digest", "mark", "resources")
+
+    def __init__(self) -> None:
+        self.mark = ORIGIN
+        self.digest = digests.EMPTY
+        self.resources = 0
+        self._followers: set[str] = set()
+        self._frozen: frozenset[str] | None = None
+
+    @property
+    def followers(self) -> frozenset[str]:
+        """The subscribed hosts. Empty on an inbox stream, which needs no subscription."""
+        if self._frozen is None:
+            self._frozen = frozenset(self._followers)
+        return self._frozen
+
+    def follow(self, host: str, follows: bool) -> None:
+        if follows:
+            self._followers.add(host)
+        else:
+            self._followers.discard(host)
+        self._frozen = None
+
+
+class _Diff:
+    """What one change puts on its streams."""
+
+    def __init__(self) -> None:
+        self.items: dict[StreamId, list[_Item]] = {}
+        #: Which hosts find something on an inbox stream, and of which VPC: (vpc, host).
+        self.concerned: dict[StreamId, set[tuple[str, str]]] = {}
+        #: Hosts that begin to follow a stream.
+        self.joined: dict[StreamId, set[str]] = {}
+
+    def add(
+        self, stream: StreamId, host: str, vpc: str, resource: Resource, gone: int, come: int
+    ) -> None:
+        phase = ordering.phase(resource.kind, come == 0)
+        item = _Item(phase, Addressed(host, resource), gone, come)
+        items = self.items.get(stream)
+        if items is None:
+            items = self.items[stream] = []
+            self.concerned[stream] = set()
+        items.append(item)
+        self.concerned[stream].add((vpc, host))
+
+
+class Core:
+    """The whole state of a publisher. Not safe for use by several threads at once."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        security_groups_own_stream: bool = False,
+        chunk_bytes: int = packing.CHUNK_BYTES,
+    ) -> None:
+        self.topics = topics
+        self.desired = Desired()
+        self.epoch = 0
+        self.change = 0
+        self.streams: dict[StreamId, StreamState] = {}
+        self._derivation = Derivation(
+            self.desired, topics, security_groups_own_stream=security_groups_own_stream
+        )
+        self._chunk_bytes = chunk_bytes
+        self._records: dict[Key, _Record] = {}
+        #: Digest of what each host holds of its inbox.
+        self._host_digests: dict[str, int] = {}
+        #: Per VPC and host, where the host's inbox last had something of the VPC.
+        self._inbox_places: dict[str, dict[str, tuple[StreamId, Mark]]] = {}
+        #: When the newest change that concerned each VPC was accepted.
+        self._accepted_ns: dict[str, int] = {}
+
+    # --- intent in, publications out ---
+
+    def begin_epoch(self, epoch: int) -> None:
+        """A writer begins. Raises ValueError unless the epoch is above all before."""
+        if epoch <= self.epoch:
+            raise ValueError(f"epoch {epoch} is not above {self.epoch}")
+        self.epoch = epoch
+
+    def plan(self, intent: Intent) -> Changes:
+        """What an intent would change. Changes nothing. Raises IntentRejected."""
+        return self.desired.plan(intent)
+
+    def accept(self, changes: Changes, now_ns: int, traceparent: str = "") -> Accepted:
+        """Make changes so that were planned on this very state, and derive what to publish.
+
+        `now_ns`: nanoseconds since the Unix epoch. Raises ValueError before the first epoch.
+        """
+        if self.epoch < 1:
+            raise ValueError("no epoch has begun")
+        self.desired.commit(changes)
+        self.change += 1
+        diff = self._diff(self._derivation.touched(changes))
+        publications: list[Publication] = []
+        requirements: list[Requirement] = []
+        for stream, items in diff.items.items():
+            publications += self._publish(stream, items, now_ns, traceparent)
+            mark = self.streams[stream].mark
+            concerned = diff.concerned[stream]
+            for vpc, host in concerned:
+                self._accepted_ns[vpc] = now_ns
+                if host:
+                    self._inbox_places.setdefault(vpc, {})[host] = (stream, mark)
+            if stream.kind is StreamKind.INBOX:
+                hosts = frozenset(host for _, host in concerned)
+            else:
+                hosts = self.streams[stream].followers
+            requirements.append(Requirement(stream, mark, hosts))
+        for stream, hosts_joined in diff.joined.items():
+            # What they need of it may all have been published by earlier changes.
+            state = self.streams[stream]
+            if stream not in diff.items and state.mark > ORIGIN:
+                requirements.append(Requirement(stream, state.mark, frozenset(hosts_joined)))
+        return Accepted(self.change, now_ns, len(changes), publications, requirements)
+
+    def _diff(self, touched: Iterable[Key]) -> _Diff:
+        diff = _Diff()
+        records = self._records
+        build = self._derivation.build
+        item_hash = digests.item
+        for key in touched:
+            kind, id_, _ = key
+            old = records.get(key)
+            new = build(key)
+            live = old is not None and old.hash != 0
+            if new is None:
+                if old is not None and live:
+                    gone = Resource(kind, id_, old.revision + 1, b"")
+                    diff.add(old.stream, old.host, old.vpc, gone, old.hash, 0)
+                    records[key] = old._replace(revision=old.revision + 1, hash=0)
+                    if kind is Kind.SUBSCRIPTION:
+                        self._stream(StreamId.parse(id_)).follow(old.host, False)
+                continue
+            stream, host, vpc, config = new
+            revision, replaced = 1, 0
+            if old is not None:
+                revision = old.revision + 1
+                if live and (old.stream, old.host) == (stream, host):
+                    config.revision_number = old.revision
+                    if item_hash(kind, config.SerializeToString()) == old.hash:
+                        continue
+                    replaced = old.hash
+                elif live:
+                    gone = Resource(kind, id_, revision, b"")
+                    diff.add(old.stream, old.host, old.vpc, gone, old.hash, 0)
+            config.revision_number = revision
+            payload: bytes = config.SerializeToString()
+            come = item_hash(kind, payload)
+            diff.add(stream, host, vpc, Resource(kind, id_, revision, payload), replaced, come)
+            records[key] = _Record(stream, host, vpc, revision, come)
+            if kind is Kind.SUBSCRIPTION:
+                followed = StreamId.parse(id_)
+                self._stream(followed).follow(host, True)
+                if not live:
+                    diff.joined.setdefault(followed, set()).add(host)
+        return diff
+
+    def _stream(self, stream: StreamId) -> StreamState:
+        state = self.streams.get(stream)
+        if state is None:
+            state = self.streams[stream] = StreamState()
+        return state
+
+    def _publish(
+        self, stream: StreamId, items: list[_Item], now_ns: int, traceparent: str
+    ) -> list[Publication]:
+        """Put a change set on a stream, as one message or as many as its size takes."""
+        state = self._stream(stream)
+        items.sort(key=lambda item: item.phase)
+        chunks = packing.chunk([item.addressed for item in items], self._chunk_bytes)
+        publications = []
+        start = 0
+        for number, chunk in enumerate(chunks, 1):
+            part = items[start : start + len(chunk)]
+            start += len(chunk)
+            host_digests = self._settle(state, part)
+            payload = packing.encode(chunk, host_digests)
+            if state.mark.epoch == self.epoch:
+                after, mark = None, Mark(self.epoch, state.mark.sequence + 1)
+            else:
+                after, mark = state.mark, Mark(self.epoch, 1)
+            state.mark = mark
+            envelope = Envelope(
+                schema=FORMAT_V2,
+                stream=stream,
+                mark=mark,
+                kind=MessageKind.DELTA,
+                chunk=number,
+                chunks=len(chunks),
+                change=self.change,
+                digest=digests.to_hex(state.digest),
+                checksum=digests.checksum(payload),
+                published_ns=now_ns,
+                after=after,
+                traceparent=traceparent,
+            )
+            publications.append(Publication(envelope, payload))
+        return publications
+
+    def _settle(self, state: StreamState, part: list[_Item]) -> dict[str, int]:
+        """Bring the digests of a stream, and of the hosts concerned, past these items."""
+        total = 0
+        hosts: dict[str, int] = {}
+        for _, (host, _), gone, come in part:
+            total += come - gone
+            state.resources += (come != 0) - (gone != 0)
+            if host:
+                hosts[host] = hosts.get(host, 0) + come - gone
+        state.digest = (state.digest + total) & digests.MASK
+        for host, change in hosts.items():
+            after = (self._host_digests.get(host, digests.EMPTY) + change) & digests.MASK
+            self._host_digests[host] = hosts[host] = after
+        return hosts
+
+    # --- what to wait for ---
+
+    def requirements_of_vpc(self, vpc: str) -> list[Requirement]:
+        """Where hosts must be to have all that was published for a VPC so far.
+
+        That includes hosts which only had to forget it. Empty: nothing ever was.
+        """
+        groups = self.desired.groups_of_vpc(vpc)
+        streams = [vpc_stream(vpc), *(security_group_stream(group) for group in groups)]
+        requirements = []
+        for stream in streams:
+            state = self.streams.get(stream)
+            if state is not None and state.mark > ORIGIN:
+                requirements.append(Requirement(stream, state.mark, state.followers))
+        return requirements + _by_place(self._inbox_places.get(vpc, {}))
+
+    def requirements_of_all(self) -> list[Requirement]:
+        """Where hosts must be to have all that was published so far."""
+        places: dict[str, tuple[StreamId, Mark]] = {}
+        for of_vpc in self._inbox_places.values():
+            for host, place in of_vpc.items():
+                # A host that changed its group: the marks of two streams say nothing of each other.
+                if host not in places or places[host][0] != place[0] or places[host] < place:
+                    places[host] = place
+        requirements = [
+            Requirement(stream, state.mark, state.followers)
+            for stream, state in self.streams.items()
+            if stream.kind is not StreamKind.INBOX and state.mark > ORIGIN
+        ]
+        return requirements + _by_place(places)
+
+    def accepted_ns(self, vpc: str | None = None) -> int:
+        """When the newest change of a VPC (None: of any) was accepted; 0 if none ever was."""
+        if vpc is not None:
+            return self._accepted_ns.get(vpc, 0)
+        return max(self._accepted_ns.values(), default=0)
+
+    def follows(self, host: str, stream: StreamId) -> bool:
+        """Is the host to follow the stream, as things are now?"""
+        if stream.kind is StreamKind.INBOX:
+            return True
+        state = self.streams.get(stream)
+        return state is not None and host in state.followers
+
+
+def _by_place(places: dict[str, tuple[StreamId, Mark]]) -> list[Requirement]:
+    hosts: dict[tuple[StreamId, Mark], set[str]] = {}
+    for host, place in places.items():
+        hosts.setdefault(place, set()).add(host)
+    return [Requirement(stream, mark, frozenset(h)) for (stream, mark), h in hosts.items()]

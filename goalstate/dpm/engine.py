@@ -1,0 +1,402 @@
+"""The engine: the pure core, wired to the durable log, the publisher and the hosts' reports.
+
+    apply ─▶ plan ─▶ accept (in memory) ─▶ intent log ─ durable ─▶ answer, publish ─▶ topics
+                                                                        reports ─▶ convergence
+
+Laws:
+
+1.  An intent is durable before its caller hears so, and before any host hears of it.
+2.  Intents are accepted in memory while earlier ones are still on their way into the log, so the
+    log's latency does not limit the rate. When an append fails, memory is ahead of the log: the
+    engine stops accepting, and becomes itself again from the log.
+3.  At start, and after such a failure: read the log, redo everything, publish what the topics do
+    not have yet under its old marks, and only then begin a new epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from goalstate.bus.base import LATEST, Bus, Message, Reader
+from goalstate.bus.errors import BusError
+from goalstate.dpm.convergence import Convergence, Progress, Wait
+from goalstate.dpm.core import Accepted, Core, Publication, Requirement
+from goalstate.dpm.errors import LogUnreadable, NotServing, UnknownChange
+from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.metrics import Metrics
+from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
+from goalstate.gs import envelope as envelopes
+from goalstate.gs import intent_codec
+from goalstate.gs.errors import GoalStateError
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.pb.goalstate.log.v1 import log_pb2
+from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.streams import vpc_stream
+from goalstate.gs.topics import Topics
+
+log = structlog.get_logger()
+
+#: An intent of more objects than this is worked on in a thread, so that the loop stays responsive.
+THREAD_ABOVE_OBJECTS = 1000
+#: So many changes can be waited for by their number.
+REMEMBERED_CHANGES = 20_000
+#: Seconds between two notes in the log of what is published.
+PUBLISHED_NOTE_S = 1.0
+
+
+class Outcome(NamedTuple):
+    change: int
+    changed_objects: int
+    requirements: list[Requirement]
+
+
+class _Appended(NamedTuple):
+    durable: asyncio.Future[bytes]
+    accepted: Accepted
+    answer: asyncio.Future[None]
+
+
+class Engine:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        writer: str,
+        clock_id: str,
+        metrics: Metrics,
+        security_groups_own_stream: bool = False,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.writer = writer
+        self.topics = topics
+        self._bus = bus
+        self._clock_id = clock_id
+        self._clock_ns = clock_ns
+        self._metrics = metrics
+        self._own_stream = security_groups_own_stream
+        self._lock = asyncio.Lock()
+        self._serving = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._report_readers: list[Reader] = []
+        self._appended: deque[_Appended] = deque()
+        self._moved: dict[Wait, asyncio.Event] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self.core = Core(self.topics, security_groups_own_stream=self._own_stream)
+        self._requirements: OrderedDict[int, Accepted] = OrderedDict()
+        self._accepted_ns: dict[int, int] = {}
+        self._log = IntentLog(self._bus, self.topics.intent_log)
+        self._publisher: Publisher | None = None
+        self._noted = 0
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Become what the log says, then serve. Raises LogHeld, LogUnreadable, BusError."""
+        self.convergence = Convergence(lambda host, stream: self.core.follows(host, stream))
+        for shard in range(self.topics.report_shards):
+            reader = await self._bus.open_reader(
+                self.topics.reports(shard), LATEST, self._on_report
+            )
+            self._report_readers.append(reader)
+        await self._recover()
+        self._tasks.append(asyncio.ensure_future(self._note_published()))
+
+    async def stop(self) -> None:
+        """Stop accepting, finish what was accepted, and leave."""
+        self._serving = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for reader in self._report_readers:
+            await reader.close()
+        await asyncio.gather(*(a.answer for a in self._appended), return_exceptions=True)
+        try:
+            if self._publisher is not None:
+                async with asyncio.timeout(5):
+                    await self._publisher.drain()
+                    if self._publisher.published > self._noted:
+                        note = log_pb2.Published(change=self._publisher.published)
+                        await self._log.append(log_pb2.Record(published=note))
+        except (TimeoutError, BusError) as error:
+            log.warning("stopped with publications outstanding", error=str(error))
+        if self._publisher is not None:
+            await self._publisher.close()
+        try:
+            await self._log.close()
+        except BusError as error:
+            log.warning("closing the intent log", error=str(error))
+
+    async def _recover(self) -> None:
+        started = self._clock_ns()
+        self._reset()
+        await self._log.open(self.writer)
+        records = 0
+        unconfirmed: deque[tuple[int, Publication]] = deque()
+        async for record in self._log.records():
+            records += 1
+            self._redo(record, unconfirmed)
+        missing = await self._not_on_topics([p for _, p in unconfirmed])
+        transport = BusTransport(
+            self._bus, self.topics, clock_ns=self._clock_ns, sent=self._metrics.sent
+        )
+        self._publisher = Publisher(transport, self.core.change)
+        self._publisher.publish(self.core.change, missing)
+        epoch = self.core.epoch + 1
+        incarnation = log_pb2.Incarnation(epoch=epoch, writer=self.writer, unix_ns=started)
+        await self._log.append(log_pb2.Record(incarnation=incarnation))
+        self.core.begin_epoch(epoch)
+        self._metrics.epoch.set(epoch)
+        self._serving = True
+        log.info(
+            "recovered",
+            epoch=epoch,
+            change=self.core.change,
+            records=records,
+            published_again=len(missing),
+            seconds=round((self._clock_ns() - started) / 1e9, 3),
+        )
+
+    def _redo(self, record: log_pb2.Record, unconfirmed: deque[tuple[int, Publication]]) -> None:
+        body = record.WhichOneof("body")
+        try:
+            if body == "incarnation":
+                self.core.begin_epoch(record.incarnation.epoch)
+            elif body == "change":
+                change = record.change
+                changes = self.core.plan(intent_codec.from_proto(change.intent))
+                accepted = self.core.accept(changes, change.accepted_unix_ns, change.traceparent)
+                if accepted.change != change.change:
+                    raise ValueError(f"it would be change {accepted.change} here")
+                self._remember(accepted)
+                unconfirmed.extend((accepted.change, p) for p in accepted.publications)
+            elif body == "published":
+                while unconfirmed and unconfirmed[0][0] <= record.published.change:
+                    unconfirmed.popleft()
+        except (ValueError, GoalStateError) as error:
+            name = f"change {record.change.change}" if body == "change" else body
+            raise LogUnreadable(f"{name} in {self.topics.intent_log}: {error}") from error
+
+    async def _not_on_topics(self, publications: list[Publication]) -> list[Publication]:
+        """Those that their topics do not hold yet."""
+        marks = {}
+        for stream in {p.envelope.stream for p in publications}:
+            last = await self._bus.last(self.topics.of_stream(stream))
+            if last is not None:
+                marks[stream] = envelopes.from_properties(last.properties).mark
+        return [
+            p
+            for p in publications
+            if p.envelope.stream not in marks or p.envelope.mark > marks[p.envelope.stream]
+        ]
+
+    async def _lost_the_log(self, error: BaseException) -> None:
+        """Memory is ahead of the log: become what the log says."""
+        log.error("intent log failed; recovering", error=str(error))
+        if self._publisher is not None:
+            await self._publisher.close()
+        delay, longest = BACKOFF_S
+        while True:
+            try:
+                await self._log.close()
+                async with self._lock:
+                    await self._recover()
+                return
+            except BusError as failure:
+                log.warning("cannot recover yet", error=str(failure))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, longest)
+
+    async def _note_published(self) -> None:
+        while True:
+            await asyncio.sleep(PUBLISHED_NOTE_S)
+            publisher = self._publisher
+            if not self._serving or publisher is None or publisher.published <= self._noted:
+                continue
+            noted = publisher.published
+            try:
+                await self._log.append(log_pb2.Record(published=log_pb2.Published(change=noted)))
+                self._noted = noted
+            except BusError as error:
+                # The note only saves work at the next start; a lost log shows at the next append.
+                log.warning("cannot note what is published", error=str(error))
+
+    # --- intent ---
+
+    async def apply(self, message: intent_pb2.Intent, traceparent: str = "") -> Outcome:
+        """Accept an intent; returns when it is durable.
+
+        Raises IntentRejected, NotServing (then it is either wholly accepted or wholly not).
+        """
+        async with self._lock:
+            if not self._serving:
+                raise NotServing("the publisher is not serving just now; try again")
+            now = self._clock_ns()
+            if _objects(message) > THREAD_ABOVE_OBJECTS:
+                accepted = await asyncio.to_thread(self._accept, message, now, traceparent)
+            else:
+                accepted = self._accept(message, now, traceparent)
+            if accepted is None:
+                # What makes it a repetition may still be on its way into the log.
+                earlier = self._appended[-1].answer if self._appended else None
+            else:
+                change = log_pb2.Change(
+                    change=accepted.change,
+                    accepted_unix_ns=now,
+                    intent=message,
+                    traceparent=traceparent,
+                )
+                durable = self._log.append(log_pb2.Record(change=change))
+                answer = asyncio.get_running_loop().create_future()
+                self._appended.append(_Appended(durable, accepted, answer))
+                durable.add_done_callback(self._on_durable)
+        if accepted is None:
+            if earlier is not None:
+                await asyncio.shield(earlier)
+            return Outcome(self.core.change, 0, [])
+        await answer
+        return Outcome(accepted.change, accepted.changed_objects, accepted.requirements)
+
+    def _accept(self, message: intent_pb2.Intent, now: int, traceparent: str) -> Accepted | None:
+        changes = self.core.plan(intent_codec.from_proto(message))
+        return self.core.accept(changes, now, traceparent) if changes else None
+
+    def _on_durable(self, _: asyncio.Future[bytes]) -> None:
+        while self._appended and self._appended[0].durable.done():
+            durable, accepted, answer = self._appended[0]
+            error = None if durable.cancelled() else durable.exception()
+            if error is not None or durable.cancelled():
+                self._fail_appended(error or asyncio.CancelledError())
+                return
+            self._appended.popleft()
+            assert self._publisher is not None
+            self._remember(accepted)
+            self._publisher.publish(accepted.change, accepted.publications)
+            if not answer.done():
+                answer.set_result(None)
+
+    def _fail_appended(self, error: BaseException) -> None:
+        self._serving = False
+        failed, self._appended = self._appended, deque()
+        for _, _, answer in failed:
+            if not answer.done():
+                answer.set_exception(
+                    NotServing(f"the intent log failed ({error}); the intent may be in it or not")
+                )
+                answer.exception()
+        self._tasks.append(asyncio.ensure_future(self._lost_the_log(error)))
+
+    def _remember(self, accepted: Accepted) -> None:
+        # The publications have their own way; here only what can be waited for is kept.
+        self._requirements[accepted.change] = accepted._replace(publications=[])
+        if len(self._requirements) > REMEMBERED_CHANGES:
+            self._requirements.popitem(last=False)
+
+    # --- convergence ---
+
+    def _on_report(self, message: Message) -> None:
+        try:
+            report = agent_pb2.Report.FromString(message.payload)
+        except Exception as error:
+            log.warning("unreadable report", topic=message.topic, error=str(error))
+            self._metrics.reports.labels(result="unreadable").inc()
+            return
+        now = self._clock_ns()
+        same_clock = report.clock_id == self._clock_id
+        moved: set[Wait] = set()
+        for host in report.hosts:
+            try:
+                moved |= self.convergence.report(host, now, same_clock)
+                self._metrics.reports.labels(result="taken").inc()
+            except ValueError as error:
+                log.warning("bad report", host=host.host, error=str(error))
+                self._metrics.reports.labels(result="bad").inc()
+        for wait in moved:
+            event = self._moved.get(wait)
+            if event is not None:
+                event.set()
+
+    async def wait(
+        self,
+        *,
+        change: int | None = None,
+        vpc: str | None = None,
+        quorum: float,
+        timeout_s: float,
+        max_stragglers: int,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Progress:
+        """Wait until the hosts concerned have applied a change, or all of a VPC, or everything.
+
+        Returns at the latest after `timeout_s` seconds. Raises UnknownChange, ValueError.
+        """
+        async with self._lock:
+            requirements, accepted_ns = self._target(change, vpc)
+        wait = self.convergence.begin(requirements, accepted_ns, quorum)
+        event = self._moved[wait] = asyncio.Event()
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                event.clear()
+                progress = self.convergence.progress(wait, self._clock_ns(), max_stragglers)
+                if on_progress is not None:
+                    on_progress(progress)
+                left = deadline - time.monotonic()
+                if progress.converged or left <= 0:
+                    return progress
+                try:
+                    # Look at the latest after a second: leases expire without a report.
+                    async with asyncio.timeout(min(left, 1.0)):
+                        await event.wait()
+                        while on_progress is None and not wait.may_have_converged:
+                            event.clear()
+                            await event.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            self.convergence.end(wait)
+            del self._moved[wait]
+
+    def _target(self, change: int | None, vpc: str | None) -> tuple[list[Requirement], int]:
+        if change is not None:
+            accepted = self._requirements.get(change)
+            if accepted is None:
+                raise UnknownChange(
+                    f"change {change} is not known (newest: {self.core.change}; the last "
+                    f"{REMEMBERED_CHANGES} can be waited for by number): wait for the VPC instead"
+                )
+            return accepted.requirements, accepted.accepted_ns
+        if vpc is not None:
+            return self.core.requirements_of_vpc(vpc), self.core.accepted_ns(vpc)
+        return self.core.requirements_of_all(), self.core.accepted_ns()
+
+    # --- what is ---
+
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    @property
+    def backlog(self) -> int:
+        return self._publisher.backlog if self._publisher is not None else 0
+
+    @property
+    def lock(self) -> asyncio.Lock:
+        """To be held while the core is looked at over more than one turn of the loop."""
+        return self._lock
+
+    def knows_vpc(self, vpc: str) -> bool:
+        """Is there such a VPC, or was there ever?"""
+        return vpc_stream(vpc) in self.core.streams
+
+
+def _objects(message: intent_pb2.Intent) -> int:
+    return len(message.ports) + len(message.hosts) + len(message.subnets) + len(message.deletes)

@@ -1,0 +1,61 @@
+"""What the publisher counts, for Prometheus. Each engine has a registry of its own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from goalstate.dpm.core import Publication
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        r = self.registry
+        self.changes = Counter(
+            "goalstate_dpm_changes", "Intents by what became of them.", ["result"], registry=r
+        )
+        self.apply_seconds = Histogram(
+            "goalstate_dpm_apply_seconds",
+            "From an intent's arrival until it is durable.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.published_messages = Counter(
+            "goalstate_dpm_published_messages", "Messages sent.", ["scope"], registry=r
+        )
+        self.published_bytes = Counter(
+            "goalstate_dpm_published_bytes",
+            "Bytes of payload sent, before compression.",
+            ["scope"],
+            registry=r,
+        )
+        self.objects = Gauge(
+            "goalstate_dpm_objects", "Objects of accepted intent.", ["kind"], registry=r
+        )
+        self.hosts = Gauge("goalstate_dpm_hosts", "Hosts by lease.", ["lease"], registry=r)
+        self.convergence_seconds = Histogram(
+            "goalstate_dpm_convergence_seconds",
+            "From acceptance of a change until a wait found its hosts converged.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.publish_backlog = Gauge(
+            "goalstate_dpm_publish_backlog", "Messages that are not confirmed yet.", registry=r
+        )
+        self.reports = Counter(
+            "goalstate_dpm_reports", "Reports of hosts received.", ["result"], registry=r
+        )
+        self.exceptions = Gauge(
+            "goalstate_dpm_exceptions",
+            "Resources that hosts report as not applied.",
+            ["status"],
+            registry=r,
+        )
+        self.epoch = Gauge("goalstate_dpm_epoch", "Epoch of this writer.", registry=r)
+
+    def sent(self, publication: Publication) -> None:
+        scope = publication.envelope.stream.kind.value
+        self.published_messages.labels(scope=scope).inc()
+        self.published_bytes.labels(scope=scope).inc(len(publication.payload))

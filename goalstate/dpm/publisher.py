@@ -1,0 +1,225 @@
+"""Sends publications, keeps their order, and knows what is out.
+
+A stream's transport is its own affair: `StreamTransport` is all that the publisher asks of one.
+On a bus each stream has its topic, and each topic a lane: a producer, and the messages that the
+broker has not confirmed yet. When a producer breaks, its lane opens another one and sends what is
+unconfirmed again, in order; receivers know a repeated message by its mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from goalstate.bus.base import Bus, Producer
+from goalstate.bus.errors import BusClosed, BusError
+from goalstate.dpm.core import Publication
+from goalstate.gs import envelope as envelopes
+from goalstate.gs.streams import StreamId
+from goalstate.gs.topics import Topics
+
+log = structlog.get_logger()
+
+#: Seconds before a broken lane is opened again: doubled at each failure up to the second number.
+BACKOFF_S = (0.1, 5.0)
+
+
+class StreamTransport(Protocol):
+    """Carries the messages of streams to those who follow them."""
+
+    def send(self, publication: Publication, confirmed: Callable[[], None]) -> None:
+        """Queue a message. `confirmed` is called once it cannot be lost any more.
+
+        Messages of one stream are carried in the order of the calls.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Wait until everything sent so far is confirmed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Publisher:
+    """Sends what changes derive, and follows up to which change all is confirmed."""
+
+    def __init__(self, transport: StreamTransport, published: int = 0) -> None:
+        #: Everything derived from changes up to this one is confirmed.
+        self.published = published
+        #: Messages that are not confirmed yet.
+        self.backlog = 0
+        self._transport = transport
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def publish(self, change: int, publications: Iterable[Publication]) -> None:
+        """Send all that came of a change; to be called in the order of changes."""
+        queued = list(publications)
+        self._open[change] = len(queued)
+        self.backlog += len(queued)
+
+        def confirmed() -> None:
+            self._open[change] -= 1
+            self.backlog -= 1
+            if self._open[change] == 0:
+                self._advance()
+
+        for publication in queued:
+            self._transport.send(publication, confirmed)
+        if not queued:
+            self._advance()
+
+    def _advance(self) -> None:
+        while self._open:
+            change, unconfirmed = next(iter(self._open.items()))
+            if unconfirmed:
+                return
+            del self._open[change]
+            self.published = change
+
+    async def drain(self) -> None:
+        await self._transport.drain()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+
+class BusTransport:
+    """Streams on the topics of a bus. Producers are pooled: idle ones beyond `pool` are closed."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        pool: int = 2000,
+        clock_ns: Callable[[], int],
+        sent: Callable[[Publication], None] = lambda _: None,
+    ) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._pool = pool
+        self._clock_ns = clock_ns
+        self._sent = sent
+        self._lanes: OrderedDict[StreamId, _Lane] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def send(self, publication: Publication, confirmed: Callable[[], None]) -> None:
+        stream = publication.envelope.stream
+        lane = self._lanes.get(stream)
+        if lane is None:
+            lane = _Lane(self._bus, self._topics.of_stream(stream), stream.id, self._clock_ns)
+            self._lanes[stream] = lane
+            self._evict()
+        else:
+            self._lanes.move_to_end(stream)
+        self._sent(publication)
+        lane.send(publication, confirmed)
+
+    def _evict(self) -> None:
+        for stream, lane in list(self._lanes.items()):
+            if len(self._lanes) <= self._pool:
+                return
+            if lane.idle:
+                del self._lanes[stream]
+                task = asyncio.ensure_future(lane.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    async def drain(self) -> None:
+        await asyncio.gather(*(lane.drain() for lane in self._lanes.values()))
+
+    async def close(self) -> None:
+        lanes = list(self._lanes.values())
+        self._lanes.clear()
+        await asyncio.gather(*self._closing, *(lane.close() for lane in lanes))
+
+
+class _Lane:
+    """One topic: a producer, and what it has not confirmed yet."""
+
+    def __init__(self, bus: Bus, topic: str, key: str, clock_ns: Callable[[], int]) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._key = key
+        self._clock_ns = clock_ns
+        self._unconfirmed: deque[tuple[Publication, Callable[[], None]]] = deque()
+        self._producer: Producer | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._closed = False
+        self._opening: asyncio.Task[None] | None = asyncio.ensure_future(self._open())
+
+    @property
+    def idle(self) -> bool:
+        return not self._unconfirmed and self._producer is not None
+
+    def send(self, publication: Publication, confirmed: Callable[[], None]) -> None:
+        self._unconfirmed.append((publication, confirmed))
+        self._empty.clear()
+        if self._producer is not None:
+            self._send(self._producer, publication)
+
+    def _send(self, producer: Producer, publication: Publication) -> None:
+        stamped = publication.envelope._replace(published_ns=self._clock_ns())
+        future = producer.send(
+            publication.payload, key=self._key, properties=envelopes.to_properties(stamped)
+        )
+        future.add_done_callback(lambda done: self._done(producer, done))
+
+    def _done(self, producer: Producer, done: asyncio.Future[bytes]) -> None:
+        if producer is not self._producer:
+            if not done.cancelled():
+                done.exception()  # of a producer that was given up: its messages were sent again
+            return
+        error = BusClosed("cancelled") if done.cancelled() else done.exception()
+        if error is None:
+            _, confirmed = self._unconfirmed.popleft()
+            if not self._unconfirmed:
+                self._empty.set()
+            confirmed()
+        elif not self._closed:
+            log.warning("topic broken, opening it again", topic=self._topic, error=str(error))
+            self._producer = None
+            self._opening = asyncio.ensure_future(self._reopen(producer))
+
+    async def _reopen(self, broken: Producer) -> None:
+        try:
+            await broken.close()
+        except BusError as error:
+            log.debug("closing a broken producer", topic=self._topic, error=str(error))
+        await self._open()
+
+    async def _open(self) -> None:
+        delay, longest = BACKOFF_S
+        while not self._closed:
+            try:
+                producer = await self._bus.open_producer(self._topic, exclusive=True)
+                break
+            except BusError as error:
+                log.warning("cannot open topic yet", topic=self._topic, error=str(error))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, longest)
+        else:
+            return
+        self._producer = producer
+        for publication, _ in list(self._unconfirmed):
+            self._send(producer, publication)
+
+    async def drain(self) -> None:
+        await self._empty.wait()
+
+    async def close(self) -> None:
+        """Give the topic up; what is not confirmed by then is not out."""
+        self._closed = True
+        if self._opening is not None and self._producer is None:
+            self._opening.cancel()
+        if self._producer is not None:
+            try:
+                await self._producer.close()
+            except BusError as error:
+                log.debug("closing a producer", topic=self._topic, error=str(error))

@@ -1,0 +1,347 @@
+"""The northbound gRPC service: speaks goalstate.northbound.v1 and calls the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from goalstate.dpm.convergence import Lease, Progress, Why
+from goalstate.dpm.engine import Engine, Outcome
+from goalstate.dpm.errors import NotServing, UnknownChange
+from goalstate.dpm.metrics import Metrics
+from goalstate.gs import digest as digests
+from goalstate.gs import intent_codec
+from goalstate.gs.errors import IntentError, IntentRejected
+from goalstate.gs.intent import FIELDS, Intent, ObjectKind
+from goalstate.gs.pb.goalstate.northbound.v1 import (
+    dataplane_manager_pb2 as api,
+)
+from goalstate.gs.pb.goalstate.northbound.v1 import (
+    dataplane_manager_pb2_grpc as api_grpc,
+)
+from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.streams import ORIGIN, StreamKind
+
+#: A refusal names at most so many violations in full, so that it fits into the reply's trailers.
+MAX_VIOLATIONS = 50
+#: Objects in one piece of GetIntent.
+PIECE_OBJECTS = 2000
+MAX_WAIT_S = 24 * 3600.0
+_WHY = {
+    Why.BEHIND: api.Straggler.BEHIND,
+    Why.NEVER_REPORTED: api.Straggler.NEVER_REPORTED,
+    Why.REFUSED: api.Straggler.REFUSED,
+    Why.PENDING: api.Straggler.PENDING,
+}
+
+Context = grpc.aio.ServicerContext
+
+
+class NorthboundService(api_grpc.DataPlaneManagerServicer):
+    def __init__(self, engine: Engine, metrics: Metrics, *, broker: str) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._broker = broker
+        self._started = time.monotonic()
+
+    # --- intent ---
+
+    async def Apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
+        try:
+            return await self._apply(request, context)
+        except IntentRejected as error:
+            await _refuse(context, error)
+        except NotServing as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+    async def ApplyStream(
+        self, request_iterator: AsyncIterator[api.ApplyRequest], context: Context
+    ) -> AsyncIterator[api.ApplyReply]:
+        async for request in request_iterator:
+            try:
+                yield await self._apply(request, context)
+            except IntentRejected as error:
+                yield api.ApplyReply(
+                    request_id=request.request_id,
+                    violations=[
+                        api.Violation(path=v.path, reason=v.reason, message=v.message)
+                        for v in error.violations
+                    ],
+                )
+            except NotServing as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+    async def _apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
+        started = time.perf_counter()
+        try:
+            outcome = await self._engine.apply(request.intent, _traceparent(context))
+        except IntentRejected:
+            self._metrics.changes.labels(result="refused").inc()
+            raise
+        except NotServing:
+            self._metrics.changes.labels(result="unavailable").inc()
+            raise
+        self._metrics.changes.labels(
+            result="accepted" if outcome.changed_objects else "unchanged"
+        ).inc()
+        self._metrics.apply_seconds.observe(time.perf_counter() - started)
+        return _reply(request.request_id, outcome)
+
+    # --- convergence ---
+
+    async def Wait(self, request: api.WaitRequest, context: Context) -> api.WaitReply:
+        started = time.perf_counter()
+        progress = await self._wait(request, context)
+        if progress.converged and progress.latencies_ns:
+            self._metrics.convergence_seconds.observe(max(progress.latencies_ns) / 1e9)
+        return _wait_reply(progress, time.perf_counter() - started)
+
+    async def Watch(
+        self, request: api.WaitRequest, context: Context
+    ) -> AsyncIterator[api.WaitReply]:
+        started = time.perf_counter()
+        progress: asyncio.Queue[Progress] = asyncio.Queue(maxsize=1)
+
+        def newest(now: Progress) -> None:
+            # A slow watcher sees fewer steps, never older ones.
+            if progress.full():
+                progress.get_nowait()
+            progress.put_nowait(now)
+
+        waiting = asyncio.ensure_future(self._wait(request, context, newest))
+        try:
+            while not waiting.done() or not progress.empty():
+                getting = asyncio.ensure_future(progress.get())
+                await asyncio.wait({getting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                if getting.done():
+                    yield _wait_reply(getting.result(), time.perf_counter() - started)
+                else:
+                    getting.cancel()
+            await waiting
+        finally:
+            waiting.cancel()
+
+    async def _wait(
+        self,
+        request: api.WaitRequest,
+        context: Context,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Progress:
+        target = request.WhichOneof("target")
+        problem = ""
+        if target is None:
+            problem = "target: say what to wait for: a change, a VPC, or all"
+        elif not 0 <= request.quorum <= 1:
+            problem = f"quorum: {request.quorum:g} is not a share from 0 to 1"
+        elif not 0 <= request.timeout_s <= MAX_WAIT_S:
+            problem = f"timeout_s: {request.timeout_s:g} is not from 0 to {MAX_WAIT_S:g}"
+        if problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+        if target == "vpc_id" and not self._engine.knows_vpc(request.vpc_id):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"there is no VPC {request.vpc_id!r}, and never was"
+            )
+        try:
+            return await self._engine.wait(
+                change=request.change if target == "change" else None,
+                vpc=request.vpc_id if target == "vpc_id" else None,
+                quorum=request.quorum or 1.0,
+                timeout_s=request.timeout_s,
+                max_stragglers=request.max_stragglers or 20,
+                on_progress=on_progress,
+            )
+        except UnknownChange as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+
+    # --- what is ---
+
+    async def GetStatus(self, request: api.StatusRequest, context: Context) -> api.StatusReply:
+        engine = self._engine
+        if request.vpc_id and not engine.knows_vpc(request.vpc_id):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"there is no VPC {request.vpc_id!r}, and never was"
+            )
+        async with engine.lock:
+            return self._status(request.vpc_id, request.hosts)
+
+    def _status(self, vpc_id: str, with_hosts: bool) -> api.StatusReply:
+        engine, core, now = self._engine, self._engine.core, time.time_ns()
+        reply = api.StatusReply(
+            writer=engine.writer,
+            epoch=core.epoch,
+            change=core.change,
+            objects={kind.name.lower(): count for kind, count in core.desired.counts().items()},
+            broker=self._broker,
+            uptime_s=time.monotonic() - self._started,
+        )
+        groups: dict[str, set[str]] = {}
+        for host in core.desired.objects(ObjectKind.HOST):
+            groups.setdefault(host.group, set()).add(host.id)
+        if vpc_id:
+            wanted = set(core.desired.hosts_of_vpc(vpc_id))
+            streams = {r.stream for r in core.requirements_of_vpc(vpc_id)}
+        else:
+            wanted = set().union(*groups.values())
+            streams = set(core.streams)
+        for stream in sorted(streams):
+            state = core.streams[stream]
+            inbox = stream.kind is StreamKind.INBOX
+            followers = groups.get(stream.id, set()) if inbox else state.followers
+            views = (engine.convergence.hosts.get(host) for host in followers)
+            reply.streams.add(
+                stream=str(stream),
+                topic=engine.topics.of_stream(stream),
+                epoch=state.mark.epoch,
+                sequence=state.mark.sequence,
+                digest=digests.to_hex(state.digest),
+                resources=state.resources,
+                followers=len(followers),
+                followers_current=sum(
+                    view is not None and view.applied.get(stream, (ORIGIN, 0))[0] >= state.mark
+                    for view in views
+                ),
+            )
+        count = dict.fromkeys(Lease, 0)
+        for host_id in sorted(wanted):
+            lease = engine.convergence.lease(host_id, now)
+            count[lease] += 1
+            if with_hosts:
+                view = engine.convergence.hosts.get(host_id)
+                reply.host_list.add(
+                    host=host_id,
+                    group=core.desired.get(ObjectKind.HOST, host_id).group,
+                    lease=lease.value,
+                    last_report_age_s=(now - view.reported_ns) / 1e9 if view else -1,
+                    ports=len(core.desired.ports_of_host(host_id)),
+                    exceptions=len(view.exceptions) if view else 0,
+                    inspection_address=view.inspection_address if view else "",
+                )
+        reply.hosts_live = count[Lease.LIVE]
+        reply.hosts_expired = count[Lease.EXPIRED]
+        reply.hosts_never_reported = count[Lease.NEVER_REPORTED]
+        return reply
+
+    async def GetIntent(
+        self, request: api.GetIntentRequest, context: Context
+    ) -> AsyncIterator[intent_pb2.Intent]:
+        async with self._engine.lock:
+            pieces = self._pieces(request)
+        if not pieces and request.id:
+            kind = ObjectKind(request.kind).word if request.kind else "object"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
+        for piece in pieces:
+            yield intent_codec.to_proto(piece)
+
+    def _pieces(self, request: api.GetIntentRequest) -> list[Intent]:
+        desired = self._engine.core.desired
+        kinds = [ObjectKind(request.kind)] if request.kind else list(ObjectKind)
+        pieces = []
+        for kind in kinds:
+            if request.id:
+                found = desired.get(kind, request.id)
+                objects = [found] if found is not None else []
+            else:
+                objects = list(desired.objects(kind))
+            if request.vpc_id:
+                objects = [o for o in objects if self._vpc_of(kind, o) == request.vpc_id]
+            for at in range(0, len(objects), PIECE_OBJECTS):
+                pieces.append(Intent(**{FIELDS[kind]: objects[at : at + PIECE_OBJECTS]}))
+        return pieces
+
+    def _vpc_of(self, kind: ObjectKind, object_: Any) -> str:
+        """The VPC that an object belongs to; empty for a host."""
+        if kind is ObjectKind.HOST:
+            return ""
+        if kind is ObjectKind.VPC:
+            return str(object_.id)
+        if kind is ObjectKind.DHCP:
+            object_ = self._engine.core.desired.get(ObjectKind.PORT, object_.port_id)
+        return str(object_.vpc_id)
+
+
+def _traceparent(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return value if isinstance(value, str) else value.decode("ascii", "replace")
+    return ""
+
+
+def _reply(request_id: str, outcome: Outcome) -> api.ApplyReply:
+    return api.ApplyReply(
+        request_id=request_id,
+        change=outcome.change,
+        changed_objects=outcome.changed_objects,
+        streams=[
+            api.StreamPosition(stream=str(stream), epoch=mark.epoch, sequence=mark.sequence)
+            for stream, mark, _ in outcome.requirements
+        ],
+    )
+
+
+async def _refuse(context: Context, error: IntentError) -> NoReturn:
+    violations = error.violations if isinstance(error, IntentRejected) else ()
+    detail = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=v.path, description=f"{v.reason}: {v.message}", reason=v.reason
+            )
+            for v in violations[:MAX_VIOLATIONS]
+        ]
+    )
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    message = f"the intent was refused: {len(violations)} violation(s)"
+    if len(violations) > MAX_VIOLATIONS:
+        message += f", the first {MAX_VIOLATIONS} are given"
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=message, details=[packed])
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError("abort returned")
+
+
+def _wait_reply(progress: Progress, elapsed_s: float) -> api.WaitReply:
+    reply = api.WaitReply(
+        converged=progress.converged,
+        hosts=progress.hosts,
+        hosts_applied=progress.applied,
+        hosts_needed=progress.needed,
+        stragglers=[
+            api.Straggler(
+                host=s.host,
+                why=_WHY[s.why],
+                stream=str(s.stream),
+                applied=str(s.applied) if s.applied > ORIGIN else "",
+                wanted=str(s.wanted),
+                resource=s.resource,
+                reason=s.reason,
+            )
+            for s in progress.stragglers
+        ],
+        stragglers_total=progress.hosts - progress.applied,
+        expired_hosts=progress.expired,
+        elapsed_s=elapsed_s,
+    )
+    if progress.latencies_ns:
+        ordered = sorted(progress.latencies_ns)
+
+        def rank(share: float) -> float:
+            # Nearest rank: a latency that was seen, not one between two.
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
+
+        reply.latency.count = len(ordered)
+        reply.latency.p50_ms = rank(0.5)
+        reply.latency.p90_ms = rank(0.9)
+        reply.latency.p99_ms = rank(0.99)
+        reply.latency.max_ms = ordered[-1] / 1e6
+        reply.latency.clock = (
+            "same clock"
+            if progress.same_clock
+            else "hosts on other clocks: time of receipt of their report, an upper bound"
+        )
+    return reply

@@ -1,0 +1,1 @@
+"""The goal-state library. Pure: no IO, no clock, no thread; bytes and values in, bytes and values out."""

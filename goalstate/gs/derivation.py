@@ -1,0 +1,383 @@
+"""Derivation: from objects of intent to the resources that hosts need.
+
+It works by state, not by event. A changed object only *touches* resources, by key; what each of
+them must now be is then built from the desired state alone. So the result depends on the intent
+as it stands and not on the path that led there, and an object that touches a resource without
+altering it costs nothing on the wire.
+
+What goes where (scope, and so the stream):
+
+=================  ===========================================  ==============================
+resource           derived from                                 stream
+=================  ===========================================  ==============================
+vpc                VPC, ids of its gateways                     the VPC's
+subnet             subnet (and the VPC's tunnel id)             the VPC's
+router, gateway    router, gateway                              the VPC's
+neighbor           bound port, its host's addresses             the VPC's
+security group     security group                               the VPC's, or the group's own
+port, dhcp         bound port, its host; DHCP                   inbox of the host's group
+subscription       which VPCs and groups a host has ports in    inbox of the host's group
+=================  ===========================================  ==============================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from goalstate.gs.desired import Changes, Desired, ObjectChange
+from goalstate.gs.intent import (
+    Dhcp,
+    Gateway,
+    Host,
+    ObjectKind,
+    Port,
+    Router,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+)
+from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
+from goalstate.gs.resources import Kind
+from goalstate.gs.streams import (
+    StreamId,
+    StreamKind,
+    inbox_stream,
+    security_group_stream,
+    vpc_stream,
+)
+from goalstate.gs.topics import Topics
+
+_FULL = resources_pb2.FULL
+_CREATE = resources_pb2.CREATE
+_PORT = resources_pb2.PortConfiguration
+_NEIGHBOR = resources_pb2.NeighborConfiguration
+_GROUP = resources_pb2.SecurityGroupConfiguration
+
+
+class Key(NamedTuple):
+    """Identity of a derived resource. Only a subscription's includes its host."""
+
+    kind: Kind
+    id: str
+    host: str = ""
+
+
+class Derived(NamedTuple):
+    """A resource as the desired state has it, but for its revision."""
+
+    stream: StreamId
+    host: str  # on an inbox stream, the host that it is for; else ""
+    vpc: str  # the VPC that it belongs to
+    config: Any
+
+
+class Derivation:
+    """What each resource must be, for one way of placing them on streams."""
+
+    def __init__(
+        self, desired: Desired, topics: Topics, *, security_groups_own_stream: bool = False
+    ) -> None:
+        self._desired = desired
+        self._topics = topics
+        self._own_stream = security_groups_own_stream
+
+    # --- which resources a change touches ---
+
+    def touched(self, changes: Changes) -> dict[Key, None]:
+        """Keys of the resources that may differ now, in an order that is the same at each run.
+
+        To be called after the changes were committed to the desired state.
+        """
+        keys: dict[Key, None] = {}
+        for change in changes:
+            for key in self._touched_by(change):
+                keys[key] = None
+        return keys
+
+    def _touched_by(self, change: ObjectChange) -> Iterator[Key]:
+        kind, before, after = change
+        some = after if after is not None else before
+        if kind is ObjectKind.PORT:
+            yield from self._touched_by_port(before, after)
+        elif kind is ObjectKind.HOST:
+            if before is not None and after is not None and _underlay(before) != _underlay(after):
+                for port_id in self._desired.ports_of_host(after.id):
+                    yield Key(Kind.PORT, port_id)
+                    yield Key(Kind.NEIGHBOR, port_id)
+        elif kind is ObjectKind.VPC:
+            yield Key(Kind.VPC, some.id)
+            if before is not None and after is not None and before.tunnel_id != after.tunnel_id:
+                for subnet_id in self._desired.subnets_of_vpc(some.id):
+                    yield Key(Kind.SUBNET, subnet_id)
+        elif kind is ObjectKind.GATEWAY:
+            yield Key(Kind.GATEWAY, some.id)
+            for end in (before, after):
+                if end is not None:
+                    yield Key(Kind.VPC, end.vpc_id)
+        elif kind is ObjectKind.DHCP:
+            yield Key(Kind.DHCP, some.id)
+        elif kind is ObjectKind.SUBNET:
+            yield Key(Kind.SUBNET, some.id)
+        elif kind is ObjectKind.SECURITY_GROUP:
+            yield Key(Kind.SECURITY_GROUP, some.id)
+        elif kind is ObjectKind.ROUTER:
+            yield Key(Kind.ROUTER, some.id)
+
+    def _touched_by_port(self, before: Port | None, after: Port | None) -> Iterator[Key]:
+        some = after or before
+        assert some is not None
+        yield Key(Kind.PORT, some.id)
+        if before is None or after is None or _location(before) != _location(after):
+            yield Key(Kind.NEIGHBOR, some.id)
+            for end in (before, after):
+                if end is not None and end.host_id:
+                    yield Key(Kind.SUBSCRIPTION, str(vpc_stream(end.vpc_id)), end.host_id)
+                    if self._own_stream:
+                        for group in end.security_group_ids:
+                            stream = security_group_stream(group)
+                            yield Key(Kind.SUBSCRIPTION, str(stream), end.host_id)
+        for dhcp_id in self._desired.dhcps_of_port(some.id):
+            yield Key(Kind.DHCP, dhcp_id)
+
+    # --- what a resource must be ---
+
+    def build(self, key: Key) -> Derived | None:
+        """The resource as the desired state has it now; None: it must not be."""
+        return _BUILDERS[key.kind](self, key)
+
+    def _vpc(self, key: Key) -> Derived | None:
+        vpc: Vpc | None = self._desired.get(ObjectKind.VPC, key.id)
+        if vpc is None:
+            return None
+        config = resources_pb2.VpcConfiguration(
+            id=vpc.id,
+            update_type=_FULL,
+            project_id=vpc.project_id,
+            name=vpc.name,
+            cidr=vpc.cidr,
+            tunnel_id=vpc.tunnel_id,
+            gateway_ids=sorted(self._desired.gateways_of_vpc(vpc.id)),
+        )
+        return Derived(vpc_stream(vpc.id), "", vpc.id, config)
+
+    def _subnet(self, key: Key) -> Derived | None:
+        subnet: Subnet | None = self._desired.get(ObjectKind.SUBNET, key.id)
+        if subnet is None:
+            return None
+        vpc: Vpc = self._desired.get(ObjectKind.VPC, subnet.vpc_id)
+        config = resources_pb2.SubnetConfiguration(
+            id=subnet.id,
+            update_type=_FULL,
+            network_type=resources_pb2.VXLAN,
+            vpc_id=subnet.vpc_id,
+            name=subnet.name,
+            cidr=subnet.cidr,
+            tunnel_id=subnet.tunnel_id or vpc.tunnel_id,
+            dhcp_enable=subnet.dhcp_enable,
+            extra_dhcp_options=[
+                resources_pb2.SubnetConfiguration.ExtraDhcpOption(name=name, value=value)
+                for name, value in sorted(subnet.dhcp_options)
+            ],
+            dns_entry_list=[
+                resources_pb2.SubnetConfiguration.DnsEntry(entry=entry) for entry in subnet.dns
+            ],
+            availability_zone=subnet.availability_zone,
+        )
+        if subnet.gateway_ip or subnet.gateway_mac:
+            config.gateway.ip_address = subnet.gateway_ip
+            config.gateway.mac_address = subnet.gateway_mac
+        return Derived(vpc_stream(subnet.vpc_id), "", subnet.vpc_id, config)
+
+    def _security_group(self, key: Key) -> Derived | None:
+        group: SecurityGroup | None = self._desired.get(ObjectKind.SECURITY_GROUP, key.id)
+        if group is None:
+            return None
+        config = _GROUP(id=group.id, update_type=_FULL, vpc_id=group.vpc_id, name=group.name)
+        for rule in group.rules:
+            for suffix, protocol in _PROTOCOLS[rule.protocol]:
+                config.security_group_rules.add(
+                    operation_type=_CREATE,
+                    security_group_id=group.id,
+                    id=rule.id + suffix,
+                    direction=rule.direction,
+                    ethertype=rule.ethertype,
+                    protocol=protocol,
+                    port_range_min=rule.port_min,
+                    port_range_max=rule.port_max,
+                    remote_ip_prefix=rule.remote_ip_prefix,
+                    remote_group_id=rule.remote_group_id,
+                )
+        stream = security_group_stream(group.id) if self._own_stream else vpc_stream(group.vpc_id)
+        return Derived(stream, "", group.vpc_id, config)
+
+    def _router(self, key: Key) -> Derived | None:
+        router: Router | None = self._desired.get(ObjectKind.ROUTER, key.id)
+        if router is None:
+            return None
+        config = resources_pb2.RouterConfiguration(
+            id=router.id,
+            update_type=_FULL,
+            host_dvr_mac_address=router.mac_address,
+            vpc_id=router.vpc_id,
+        )
+        for subnet_id in router.subnet_ids:
+            table = config.subnet_routing_tables.add(subnet_id=subnet_id)
+            for route in router.routes:
+                table.routing_rules.add(
+                    operation_type=_CREATE,
+                    id=route.id,
+                    destination=route.destination,
+                    next_hop_ip=route.next_hop_ip,
+                    priority=route.priority,
+                )
+        return Derived(vpc_stream(router.vpc_id), "", router.vpc_id, config)
+
+    def _gateway(self, key: Key) -> Derived | None:
+        gateway: Gateway | None = self._desired.get(ObjectKind.GATEWAY, key.id)
+        if gateway is None:
+            return None
+        config = resources_pb2.GatewayConfiguration(
+            id=gateway.id, gateway_type=gateway.type, vpc_id=gateway.vpc_id
+        )
+        for ip, mac in gateway.destinations:
+            config.destinations.add(ip_address=ip, mac_address=mac)
+        return Derived(vpc_stream(gateway.vpc_id), "", gateway.vpc_id, config)
+
+    def _bound(self, port_id: str) -> tuple[Port, Host] | None:
+        port: Port | None = self._desired.get(ObjectKind.PORT, port_id)
+        if port is None or not port.host_id:
+            return None
+        return port, self._desired.get(ObjectKind.HOST, port.host_id)
+
+    def _port(self, key: Key) -> Derived | None:
+        bound = self._bound(key.id)
+        if bound is None:
+            return None
+        port, host = bound
+        config = _PORT(
+            id=port.id,
+            update_type=_FULL,
+            vpc_id=port.vpc_id,
+            name=port.name,
+            device_id=port.device_id,
+            device_owner=port.device_owner,
+            mac_address=port.mac_address,
+            admin_state_up=not port.admin_down,
+        )
+        info = config.host_info
+        info.ip_address = host.ip_address
+        info.mac_address = host.mac_address
+        add_ip = config.fixed_ips.add
+        for subnet_id, ip in port.fixed_ips:
+            add_ip(subnet_id=subnet_id, ip_address=ip)
+        for ip, mac in port.allowed_address_pairs:
+            config.allow_address_pairs.add(ip_address=ip, mac_address=mac)
+        for group in port.security_group_ids:
+            config.security_group_ids.add(id=group)
+        return Derived(inbox_stream(host.group), host.id, port.vpc_id, config)
+
+    def _neighbor(self, key: Key) -> Derived | None:
+        bound = self._bound(key.id)
+        if bound is None:
+            return None
+        port, host = bound
+        config = _NEIGHBOR(
+            id=port.id,
+            update_type=_FULL,
+            vpc_id=port.vpc_id,
+            mac_address=port.mac_address,
+            host_mac_address=host.mac_address,
+            host_ip_address=host.ip_address,
+            security_group_ids=port.security_group_ids,
+        )
+        add_ip = config.fixed_ips.add
+        for subnet_id, ip in port.fixed_ips:
+            add_ip(subnet_id=subnet_id, ip_address=ip)
+        for ip, mac in port.allowed_address_pairs:
+            config.allow_address_pairs.add(ip_address=ip, mac_address=mac)
+        return Derived(vpc_stream(port.vpc_id), "", port.vpc_id, config)
+
+    def _dhcp(self, key: Key) -> Derived | None:
+        dhcp: Dhcp | None = self._desired.get(ObjectKind.DHCP, key.id)
+        bound = self._bound(dhcp.port_id) if dhcp is not None else None
+        if dhcp is None or bound is None:
+            return None
+        port, host = bound
+        config = resources_pb2.DHCPConfiguration(
+            id=dhcp.id,
+            update_type=_FULL,
+            subnet_id=port.fixed_ips[0].subnet_id if port.fixed_ips else "",
+            mac_address=port.mac_address,
+            ipv4_address=_first(ip.ip_address for ip in port.fixed_ips if ":" not in ip.ip_address),
+            ipv6_address=_first(ip.ip_address for ip in port.fixed_ips if ":" in ip.ip_address),
+            port_host_name=dhcp.host_name,
+            port_id=dhcp.port_id,
+        )
+        return Derived(inbox_stream(host.group), host.id, port.vpc_id, config)
+
+    def _subscription(self, key: Key) -> Derived | None:
+        host: Host | None = self._desired.get(ObjectKind.HOST, key.host)
+        if host is None:
+            return None
+        stream = StreamId.parse(key.id)
+        if stream.kind is StreamKind.VPC:
+            vpc_id = stream.id
+            if host.id not in self._desired.hosts_of_vpc(vpc_id):
+                return None
+        else:
+            group: SecurityGroup | None = self._desired.get(ObjectKind.SECURITY_GROUP, stream.id)
+            if group is None or host.id not in self._desired.hosts_of_group(group.id):
+                return None
+            vpc_id = group.vpc_id
+        config = goalstate_pb2.NodeSubscribeInfo(
+            subscribe_operation=goalstate_pb2.Subscribe,
+            topic=self._topics.of_stream(stream),
+            stream=key.id,
+            channel=goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR,
+        )
+        return Derived(inbox_stream(host.group), host.id, vpc_id, config)
+
+
+def _underlay(host: Host) -> tuple[str, str]:
+    return host.ip_address, host.mac_address
+
+
+def _location(port: Port) -> tuple[object, ...]:
+    """What others know of a port: a change of anything else does not concern them."""
+    return (
+        port.vpc_id,
+        port.host_id,
+        port.mac_address,
+        port.fixed_ips,
+        port.allowed_address_pairs,
+        port.security_group_ids,
+    )
+
+
+def _first(texts: Iterable[str]) -> str:
+    return next(iter(texts), "")
+
+
+# Alcor has no "any protocol": the rule is sent once for each.
+_TCP = ("/tcp", resources_pb2.TCP)
+_UDP = ("/udp", resources_pb2.UDP)
+_ICMP = ("/icmp", resources_pb2.ICMP)
+_PROTOCOLS: dict[int, tuple[tuple[str, Any], ...]] = {
+    0: (_TCP, _UDP, _ICMP),
+    1: (("", resources_pb2.TCP),),
+    2: (("", resources_pb2.UDP),),
+    3: (("", resources_pb2.ICMP),),
+}
+
+_BUILDERS: dict[Kind, Any] = {
+    Kind.VPC: Derivation._vpc,
+    Kind.SUBNET: Derivation._subnet,
+    Kind.SECURITY_GROUP: Derivation._security_group,
+    Kind.ROUTER: Derivation._router,
+    Kind.GATEWAY: Derivation._gateway,
+    Kind.PORT: Derivation._port,
+    Kind.NEIGHBOR: Derivation._neighbor,
+    Kind.DHCP: Derivation._dhcp,
+    Kind.SUBSCRIPTION: Derivation._subscription,
+}

@@ -1,0 +1,71 @@
+"""Streams: the one concept that carries all ordering.
+
+A stream is a fenced, sequenced log of changes with its digest. Laws:
+
+1.  `epoch` grows with each incarnation of the stream's single writer; a lower epoch is dropped.
+2.  `sequence` is contiguous within (stream, epoch) and starts at 1. A gap is seen, never skipped.
+3.  The first message of an epoch names the mark that it comes after, so that a reader that missed
+    the end of the epoch before sees that too.
+4.  There are three kinds, by the scope of what they carry: a VPC's stream (multicast), a security
+    group's (group multicast), and the inbox of a group of hosts (unicast).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class StreamKind(StrEnum):
+    VPC = "vpc"
+    SECURITY_GROUP = "sg"
+    INBOX = "inbox"
+
+
+class StreamId(NamedTuple):
+    """Kind, and the id of the VPC, security group or group of hosts. Written `vpc/<id>`."""
+
+    kind: StreamKind
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}/{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> StreamId:
+        """The stream that `text` names. Raises ValueError."""
+        kind, slash, id_ = text.partition("/")
+        if not slash or not id_:
+            raise ValueError(f"{text!r} names no stream (expected vpc/ID, sg/ID or inbox/GROUP)")
+        return cls(StreamKind(kind), id_)
+
+
+def vpc_stream(vpc_id: str) -> StreamId:
+    return StreamId(StreamKind.VPC, vpc_id)
+
+
+def security_group_stream(group_id: str) -> StreamId:
+    return StreamId(StreamKind.SECURITY_GROUP, group_id)
+
+
+def inbox_stream(host_group: str) -> StreamId:
+    return StreamId(StreamKind.INBOX, host_group)
+
+
+class Mark(NamedTuple):
+    """A place in a stream; marks of one stream compare as tuples. (0, 0) is before everything."""
+
+    epoch: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}/{self.sequence}"
+
+    @classmethod
+    def parse(cls, text: str) -> Mark:
+        """Raises ValueError."""
+        epoch, _, sequence = text.partition("/")
+        return cls(int(epoch), int(sequence))
+
+
+ORIGIN = Mark(0, 0)

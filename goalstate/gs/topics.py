@@ -1,0 +1,54 @@
+"""Names of topics.
+
+Ids are free text, so they are encoded: every byte outside [A-Za-z0-9_.] becomes `-` and two
+hexadecimal digits. That is reversible, keeps names readable, and leaves no way to write a name
+that Pulsar reads as something else (a `-partition-3` at the end, a slash, a percent sign).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from goalstate.gs.streams import StreamId, StreamKind
+
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_.]")
+
+
+def encode(id_: str) -> str:
+    """A part of a topic name that stands for `id_`."""
+    return _UNSAFE.sub(lambda m: b"-%02x" % m[0][0], id_.encode()).decode("ascii")
+
+
+def decode(text: str) -> str:
+    """The id that `text` stands for. Raises ValueError when `encode` cannot have made it."""
+    raw = re.sub(rb"-([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), text.encode("ascii"))
+    id_ = raw.decode()
+    if encode(id_) != text:
+        raise ValueError(f"{text!r} is no encoded id")
+    return id_
+
+
+class Topics(NamedTuple):
+    """The topics of one region. `prefix` is, on Pulsar, `persistent://tenant/namespace`."""
+
+    prefix: str = "persistent://goalstate/region"
+    report_shards: int = 4
+
+    def of_stream(self, stream: StreamId) -> str:
+        return f"{self.prefix}/{stream.kind.value}.{encode(stream.id)}.log"
+
+    def stream_of(self, topic: str) -> StreamId:
+        """The stream that travels on a topic. Raises ValueError for another topic."""
+        name = topic.removeprefix(self.prefix + "/")
+        kind, _, rest = name.partition(".")
+        if name == topic or not rest.endswith(".log"):
+            raise ValueError(f"{topic!r} carries no stream")
+        return StreamId(StreamKind(kind), decode(rest.removesuffix(".log")))
+
+    @property
+    def intent_log(self) -> str:
+        return f"{self.prefix}/intent.log"
+
+    def reports(self, shard: int) -> str:
+        return f"{self.prefix}/reports.{shard % self.report_shards}"
