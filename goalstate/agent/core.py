@@ -295,18 +295,8 @@ class HostCore:
         out_of_order = reading.out_of_order
         for group in content.groups:
             taken = reading.take(group)
-            if not live:
-                continue
-            if group.kind is Kind.SUBSCRIPTION:
-                for resource, old in (
-                    taken if taken is not None else [(r, None) for r in group.resources]
-                ):
-                    self._subscribe(resource, old, group, previous, now)
-            elif taken is None:
-                self.programming.want_all(stream, group, previous, now)
-            else:
-                for resource, old in taken:
-                    self.programming.want(stream, resource, old, group, previous, now)
+            if live:
+                self._want(stream, group, taken, previous, now)
         self.counters.out_of_order += reading.out_of_order - out_of_order
         if content.malformed or reading.malformed:
             self.exceptions_changed = True
@@ -324,11 +314,12 @@ class HostCore:
 
     def _reread(self, stream: Stream, seen: Mark, now: int) -> None:
         """The next message is not the one that is needed: have it read again."""
+        # Until what was seen is reached: a reader that gave it too early does not give it again.
+        stream.stuck = max(stream.stuck, seen)
         if stream.reread_ns is not None:
             return
         stream.attempts += 1
         if stream.attempts == 1:
-            stream.stuck = seen
             reading = stream.reading
             start = reading.position or (b"" if stream.shadow else stream.start)
             self._actions.append(Follow(stream.id, stream.topic, start))
@@ -368,18 +359,15 @@ class HostCore:
         previous = old.mark
         for kind in sorted(old.held.keys() | new.held.keys()):
             before, after = old.held.get(kind, {}), new.held.get(kind, {})
-            gone = [resource for id_, resource in before.items() if id_ not in after]
+            gone = [r for id_, r in before.items() if id_ not in after]
             if gone:
-                group = Group(kind, True, (), "", [r.id for r in gone], gone, 0)
-                for resource in gone:
-                    self._want(stream, resource, resource, group, previous, now)
+                group = Group(kind, True, "", [r._replace(payload=b"") for r in gone], [()])
+                self._want(stream, group, {r.id: r for r in gone}, previous, now)
             came = [r for id_, r in after.items() if before.get(id_) != r]
             for group in grouped(came, stream.id):
-                if kind is not Kind.SUBSCRIPTION and before.keys().isdisjoint(group.ids):
-                    self.programming.want_all(stream, group, previous, now)
-                    continue
-                for resource in group.resources:
-                    self._want(stream, resource, before.get(resource.id), group, previous, now)
+                fresh = before.keys().isdisjoint(group.ids)
+                olds = None if fresh else {id_: before.get(id_) for id_ in group.ids}
+                self._want(stream, group, olds, previous, now)
         if old.unread or new.unread or old.malformed or new.malformed:
             self.exceptions_changed = True
         self.changed[stream.id] = None
@@ -387,33 +375,36 @@ class HostCore:
     def _want(
         self,
         stream: Stream,
-        resource: Resource,
-        old: Resource | None,
         group: Group,
+        olds: Mapping[str, Resource | None] | None,
         previous: Mark,
         now: int,
     ) -> None:
+        """Bring to the data plane what of a group is in `olds`; None: all of it, and it is new."""
         if group.kind is Kind.SUBSCRIPTION:
-            if group.deletion:
-                resource = resource._replace(payload=b"")
-            self._subscribe(resource, old, group, previous, now)
-        else:
-            self.programming.want(stream, resource, old, group, previous, now)
+            for resource in group.resources:
+                if olds is None or resource.id in olds:
+                    self._subscribe(resource, group, olds or {}, previous, now)
+        elif olds is None:
+            self.programming.want_all(stream, group, previous, now)
+        elif olds:
+            self.programming.want_each(stream, group, olds, previous, now)
 
     # --- what it follows ---
 
     def _subscribe(
         self,
         resource: Resource,
-        old: Resource | None,
         group: Group,
+        olds: Mapping[str, Resource | None],
         previous: Mark,
         now: int,
     ) -> None:
         """A subscription came, changed or went. It is applied by following the stream or not."""
         inbox = self.streams[self.inbox]
         if group.refusal:
-            self.programming.want(inbox, resource, old, group, previous, now)
+            old = {resource.id: olds.get(resource.id)}
+            self.programming.want_each(inbox, group, old, previous, now)
             return
         self.programming.drop(inbox, Kind.SUBSCRIPTION, resource.id)
         self.counters.applied[Kind.SUBSCRIPTION] += 1

@@ -10,14 +10,13 @@ Laws:
     the reading of a message that the bus hands to all of them (`Decoder`); each still checks the
     order by itself and keeps its own state.
 
-Resources come in groups that can be taken in one step: of one kind, with the same references, all
-additions or all deletions.
+Resources come in groups that can be taken in one step.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -48,6 +47,7 @@ from goalstate.gs.streams import StreamId, StreamKind
 from goalstate.gs.versions import FORMAT_V2, MESSAGE_LIMIT, detect
 
 Reference = tuple[Kind, str]
+Needs = tuple[Reference, ...]
 
 _DELETE = resources_pb2.DELETE
 _KIND_OF_FIELD = {name: kind for kind, name in STATES_FIELD.items()}
@@ -57,18 +57,48 @@ _new_resource = tuple.__new__
 _hash = xxhash.xxh3_128_intdigest
 
 
-class Group(NamedTuple):
-    """Resources of one kind in the same situation."""
+class Group:
+    """Resources of one kind: all additions or all deletions, all refused for one reason or none."""
 
-    kind: Kind
-    deletion: bool
-    references: tuple[Reference, ...]
-    #: Why the agent itself refuses them; empty if it does not.
-    refusal: str
-    ids: list[str]
-    resources: list[Resource]
-    #: Sum of their hashes; 0 for deletions.
-    digest: int
+    __slots__ = ("_parts", "deletion", "digest", "ids", "kind", "needs", "refusal", "resources")
+
+    def __init__(
+        self,
+        kind: Kind,
+        deletion: bool,
+        refusal: str,
+        resources: list[Resource],
+        needs: Sequence[Needs],
+        digest: int = 0,
+    ) -> None:
+        self.kind = kind
+        self.deletion = deletion
+        #: Why the agent itself refuses them; empty if it does not.
+        self.refusal = refusal
+        self.resources = resources
+        self.ids = [resource[1] for resource in resources]
+        #: What each of them refers to; one entry stands for all.
+        self.needs = needs
+        #: Sum of their hashes; 0 for deletions.
+        self.digest = digest
+        self._parts: list[Group] | None = None
+
+    @property
+    def parts(self) -> list[Group]:
+        """The same in groups in which all have the same references."""
+        if self._parts is None:
+            columns: dict[Needs, list[Resource]] = {}
+            if len(self.needs) > 1:
+                for needs, resource in zip(self.needs, self.resources, strict=True):
+                    columns.setdefault(needs, []).append(resource)
+            if len(columns) < 2:
+                self._parts = [self]
+            else:
+                self._parts = [
+                    Group(self.kind, self.deletion, self.refusal, resources, [needs])
+                    for needs, resources in columns.items()
+                ]
+        return self._parts
 
 
 class Malformed(NamedTuple):
@@ -192,12 +222,24 @@ def parse(payload: bytes, declared: int) -> Frame:
     return frame
 
 
+class _Column:
+    """The members of a group to be."""
+
+    __slots__ = ("ids", "needs", "payloads", "revisions")
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.revisions: list[int] = []
+        self.payloads: list[bytes] = []
+        self.needs: list[Needs] = []
+
+
 class _Sorter:
     """Sorts resources into groups, in the order in which the groups' first members come."""
 
     def __init__(self, stream: StreamId) -> None:
         self._stream = stream
-        self._columns: dict[tuple[Any, ...], list[tuple[str, int, bytes]]] = {}
+        self._columns: dict[tuple[Kind, bool, str], _Column] = {}
         self.malformed: list[Malformed] = []
 
     def add(self, kind: Kind, id_: str, state: Any) -> None:
@@ -215,15 +257,18 @@ class _Sorter:
         self.put(kind, deletion, config, Resource(kind, id_, config.revision_number, payload))
 
     def put(self, kind: Kind, deletion: bool, config: Any, resource: Resource) -> None:
-        needs: tuple[Reference, ...] = ()
+        needs: Needs = ()
         refusal = self._misplaced(kind, resource.id)
         if not deletion:
             needs = tuple(ref for ref in references(kind, config) if ref[1])
             refusal = refusal or self._foreign(kind, config)
             if kind is Kind.SUBSCRIPTION:
                 refusal = _unfollowable(config)
-        column = self._columns.setdefault((kind, deletion, needs, refusal), [])
-        column.append((resource.id, resource.revision, b"" if deletion else resource.payload))
+        column = self._column(kind, deletion, refusal)
+        column.ids.append(resource.id)
+        column.revisions.append(resource.revision)
+        column.payloads.append(b"" if deletion else resource.payload)
+        column.needs.append(needs)
 
     def neighbors(self, states: Mapping[str, Any]) -> None:
         """All entries of the map of neighbors: `add` for each, at a third of its cost."""
@@ -233,7 +278,10 @@ class _Sorter:
             return
         vpc_id = self._stream.id
         parse_config = resources_pb2.NeighborConfiguration.FromString
-        columns: dict[str, list[tuple[str, int, bytes]]] = {}
+        column = _Column()
+        ids, revisions, payloads = column.ids, column.revisions, column.payloads
+        each_needs = column.needs
+        needs_of: dict[str, Needs] = {"": ()}
         for id_ in states:
             state = states[id_]
             payload = state.configuration
@@ -251,34 +299,39 @@ class _Sorter:
             ):
                 self.add(Kind.NEIGHBOR, id_, state)
                 continue
-            entry = (id_, config.revision_number, payload)
             subnet_id = addresses[0].subnet_id
-            column = columns.get(subnet_id)
-            if column is None:
-                columns[subnet_id] = [entry]
-            else:
-                column.append(entry)
-        for subnet_id, column in columns.items():
-            needs = ((Kind.SUBNET, subnet_id),) if subnet_id else ()
-            self._columns.setdefault((Kind.NEIGHBOR, False, needs, ""), []).extend(column)
+            needs = needs_of.get(subnet_id)
+            if needs is None:
+                needs = needs_of[subnet_id] = ((Kind.SUBNET, subnet_id),)
+            ids.append(id_)
+            revisions.append(config.revision_number)
+            payloads.append(payload)
+            each_needs.append(needs)
+        if ids:
+            others = self._column(Kind.NEIGHBOR, False, "")
+            others.ids += ids
+            others.revisions += revisions
+            others.payloads += payloads
+            others.needs += each_needs
 
     def spoiled(self, kind: int, id_: str, reason: str) -> None:
         self.malformed.append(Malformed(int(kind), id_, f"MALFORMED: {reason}"))
 
     def groups(self) -> list[Group]:
         groups = []
-        for (kind, deletion, needs, refusal), column in self._columns.items():
-            ids, revisions, payloads = zip(*column, strict=True)
-            resources = list(
-                map(
-                    _new_resource,
-                    repeat(Resource),
-                    zip(repeat(kind), ids, revisions, payloads),
-                )
-            )
-            digest = 0 if deletion else sum(map(_hash, payloads, repeat(kind + 1)))
-            groups.append(Group(kind, deletion, needs, refusal, list(ids), resources, digest))
+        for (kind, deletion, refusal), column in self._columns.items():
+            rows = zip(repeat(kind), column.ids, column.revisions, column.payloads)
+            resources = list(map(_new_resource, repeat(Resource), rows))
+            digest = 0 if deletion else sum(map(_hash, column.payloads, repeat(kind + 1)))
+            groups.append(Group(kind, deletion, refusal, resources, column.needs, digest))
         return groups
+
+    def _column(self, kind: Kind, deletion: bool, refusal: str) -> _Column:
+        key = (kind, deletion, refusal)
+        column = self._columns.get(key)
+        if column is None:
+            column = self._columns[key] = _Column()
+        return column
 
     def _misplaced(self, kind: Kind, id_: str) -> str:
         """Why a resource of this kind has no place on the stream; empty if it has."""
@@ -323,7 +376,7 @@ def _for_host(frame: Frame, host: str, stream: StreamId) -> Content:
     # Once for each id, whatever the section says: a group names no id twice.
     for named in {(r.type, r.id): r for r in section.resources}.values():
         field = STATES_FIELD.get(named.type)  # type: ignore[call-overload]
-        states = getattr(frame, field) if field else ()
+        states: Mapping[str, Any] = getattr(frame, field) if field else {}
         if named.id in states:
             sorter.add(Kind(named.type), named.id, states[named.id])
         else:

@@ -34,7 +34,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from goalstate.agent.counters import Counters
-from goalstate.agent.decoding import Group, Reference
+from goalstate.agent.decoding import Group, Needs, Reference
 from goalstate.agent.stream import Fault, Stream
 from goalstate.gs import ordering
 from goalstate.gs.resources import Kind, Resource
@@ -45,7 +45,8 @@ _REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT})
 _NOTHING: Mapping[str, Resource] = {}
 #: Phases are -1 (revocations) to twice the number of kinds; see `ordering.phase`.
 _PHASES = 2 * len(ordering.ADD_ORDER) + 2
-_LAST_ADDITION = len(ordering.ADD_ORDER)
+#: Buckets from this one on hold deletions (bucket 0 holds the revocations).
+_FIRST_DELETION = len(ordering.ADD_ORDER) + 1
 
 
 class State(Enum):
@@ -88,7 +89,7 @@ class Change:
         before: Mapping[str, Resource],
         at: Mark,
         *,
-        needs: tuple[Reference, ...] = (),
+        needs: Needs = (),
         refusal: str = "",
     ) -> None:
         self.stream = stream
@@ -144,6 +145,8 @@ class Programming:
         self._references = references
         self._buckets: list[deque[Change]] = [deque() for _ in range(_PHASES)]
         self._queued = 0
+        #: No bucket before this one holds anything.
+        self._lowest = _PHASES
         self._blocked = 0
         self._waiters: dict[Reference, list[Change]] = {}
         self._flights: list[_Flight] = []
@@ -166,33 +169,58 @@ class Programming:
         """
         unsettled = stream.unsettled.setdefault(group.kind, {})
         if unsettled and not unsettled.keys().isdisjoint(group.ids):
-            for resource in group.resources:
-                self.want(stream, resource, None, group, previous, now)
+            self.want_each(stream, group, dict.fromkeys(group.ids), previous, now)
             return
+        needs = group.needs[0]
+        if len(group.needs) > 1:
+            if not self._references or self._all_here(stream, group.needs):
+                needs = ()
+            elif len(group.parts) > 1:
+                for part in group.parts:
+                    self.want_all(stream, part, previous, now)
+                return
         change = Change(
             stream,
             group.kind,
             group.ids,
             _NOTHING,
             stream.live.mark,
-            needs=group.references,
+            needs=needs,
             refusal=group.refusal,
         )
         unsettled.update(dict.fromkeys(group.ids, change))
         stream.count(change.mark, previous, len(group.ids))
         self._evaluate(change, now)
 
-    def want(
+    def want_each(
         self,
         stream: Stream,
-        resource: Resource,
-        old: Resource | None,
         group: Group,
+        olds: Mapping[str, Resource | None],
         previous: Mark,
         now: int,
     ) -> None:
-        """A resource is held, or held no longer, since the message just read; before, `old` was."""
-        kind, id_ = resource.kind, resource.id
+        """Those of a group that are in `olds` have changed with the message just read.
+
+        `olds` says what was held of each before. Additions are held now, deletions no longer.
+        """
+        for part in group.parts:
+            needs = part.needs[0]
+            for id_ in part.ids:
+                if id_ in olds:
+                    self._want(stream, part, id_, olds[id_], needs, previous, now)
+
+    def _want(
+        self,
+        stream: Stream,
+        group: Group,
+        id_: str,
+        old: Resource | None,
+        needs: Needs,
+        previous: Mark,
+        now: int,
+    ) -> None:
+        kind = group.kind
         unsettled = stream.unsettled.setdefault(kind, {})
         earlier = unsettled.get(id_)
         before: Mapping[str, Resource] = _NOTHING
@@ -202,13 +230,7 @@ class Programming:
         elif id_ in earlier.before:
             before = {id_: earlier.before[id_]}
         change = Change(
-            stream,
-            kind,
-            [id_],
-            before,
-            stream.live.mark,
-            needs=group.references,
-            refusal=group.refusal,
+            stream, kind, [id_], before, stream.live.mark, needs=needs, refusal=group.refusal
         )
         self._put(change, id_, earlier, previous)
         if change.state is State.QUEUED:
@@ -314,9 +336,15 @@ class Programming:
                 self._wake_all(kind, change.ids, now)
                 return
         change.state = State.QUEUED
-        self._buckets[ordering.phase(kind, change.deletion, revokes) + 1].append(change)
+        index = ordering.phase(kind, change.deletion, revokes) + 1
+        self._buckets[index].append(change)
         self._queued += 1
+        self._lowest = min(self._lowest, index)
         self._wake_all(kind, change.ids, now)
+
+    def _all_here(self, stream: Stream, needs: Iterable[Needs]) -> bool:
+        references = {reference for some in set(needs) for reference in some}
+        return all(self._find(stream, reference) for reference in references)
 
     def _find(self, stream: Stream, reference: Reference) -> bool | None:
         """Is it applied on this host? False: it is on its way. None: it is not there."""
@@ -435,15 +463,18 @@ class Programming:
         operations: list[Resource] = []
         if self._flights or not self._queued:
             return operations
-        for index, bucket in enumerate(self._buckets):
-            if index - 1 > _LAST_ADDITION and self._blocked:
+        while self._queued and len(operations) < self._limit:
+            bucket = self._buckets[self._lowest]
+            if not bucket:
+                self._lowest += 1
+                continue
+            if self._lowest >= _FIRST_DELETION and self._blocked:
                 break
-            while bucket and len(operations) < self._limit:
-                change = bucket.popleft()
-                self._queued -= 1
-                if change.standing():
-                    self._split(change, self._limit - len(operations), bucket)
-                    operations.extend(self._launch(change))
+            change = bucket.popleft()
+            self._queued -= 1
+            if change.standing():
+                self._split(change, self._limit - len(operations), bucket)
+                operations.extend(self._launch(change))
         if operations:
             self._counters.programs += 1
         return operations

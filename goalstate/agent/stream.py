@@ -121,8 +121,8 @@ class Reading:
         self.mark = envelope.mark
         self.position = position
 
-    def take(self, group: Group) -> list[tuple[Resource, Resource | None]] | None:
-        """Hold these resources. Gives those that were new, each with what was held before.
+    def take(self, group: Group) -> dict[str, Resource | None] | None:
+        """Hold these resources. Gives those that were news, each with what was held before.
 
         None says: all of them, and nothing was held or remembered of any.
         """
@@ -141,7 +141,7 @@ class Reading:
             return None
         if tombstones is None:
             tombstones = self.tombstones[kind] = {}
-        taken: list[tuple[Resource, Resource | None]] = []
+        taken: dict[str, Resource | None] = {}
         digest = self.digest
         for resource in group.resources:
             id_ = resource.id
@@ -158,13 +158,13 @@ class Reading:
                 digest += digests.item(kind, resource.payload)
                 held[id_] = resource
                 tombstones.pop(id_, None)
-                taken.append((resource, old))
+                taken[id_] = old
             else:
                 held.pop(id_, None)
                 tombstones.pop(id_, None)
                 tombstones[id_] = resource.revision
                 if old is not None:
-                    taken.append((resource, old))
+                    taken[id_] = old
         while len(tombstones) > TOMBSTONES:
             del tombstones[next(iter(tombstones))]
         self.digest = digest & digests.MASK

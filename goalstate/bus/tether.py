@@ -34,7 +34,12 @@ def _die_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     pid_file, doomed, *command = arguments
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+    # No thread runs yet, so a function between fork and exec is safe here.
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509
+    )
     with open(f"{pid_file}.part", "w", encoding="ascii") as file:
         file.write(str(child.pid))
     os.replace(f"{pid_file}.part", pid_file)

@@ -300,12 +300,25 @@ def generate(
         Path | None, typer.Option("--output", "-o", help="A file, or a directory with --format pb.")
     ] = None,
     form: Annotated[str, typer.Option("--format", help="yaml or pb.")] = "yaml",
+    host_prefix: Annotated[str, typer.Option(help="What host names begin with.")] = "host",
+    group_size: Annotated[int, typer.Option(min=1, help="Hosts of a group.")] = 40,
     json: Json = False,
 ) -> None:
     """Make up a region: hosts, a mix of VPCs, ports, security groups, routers."""
     from goalstate.cli import generation
 
-    _end(generation.generate(hosts, vpcs, seed, output, form, Output(json)))
+    _end(
+        generation.generate(
+            hosts,
+            vpcs,
+            seed,
+            output,
+            form,
+            Output(json),
+            host_prefix=host_prefix,
+            group_size=group_size,
+        )
+    )
 
 
 # --- convergence ---
@@ -414,16 +427,16 @@ def show_port(
 
 @app.command()
 def diff(
-    vpc: Annotated[str, typer.Option(help="Only this VPC.")] = "",
+    vpc: Annotated[str, typer.Option(help="Only hosts with ports in this VPC.")] = "",
     host: Annotated[str, typer.Option(help="Only this host.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="So many differences are printed.")] = 100,
     dpm: Dpm = DPM,
     json: Json = False,
 ) -> None:
     """Compare what the hosts hold with what intent says, computed independently of the DPM."""
-    from goalstate.cli import differences
+    from goalstate.cli import comparison
 
-    _end(differences.diff(dpm, vpc, host, limit, Output(json)))
+    _end(comparison.diff(dpm, vpc, host, limit, Output(json)))
 
 
 @app.command()

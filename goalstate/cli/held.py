@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from goalstate.gs.packing import subscriptions, unpack
-from goalstate.gs.resources import Kind, Resource
+from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import HostSummary, ResourceException
+from goalstate.gs.resources import Kind
 
 #: Kinds that come on a host's inbox, which a counting host decodes too.
 _INBOX = frozenset({Kind.PORT, Kind.DHCP, Kind.SUBSCRIPTION})
@@ -21,24 +22,21 @@ _INBOX = frozenset({Kind.PORT, Kind.DHCP, Kind.SUBSCRIPTION})
 class Held:
     """The applied state of one host."""
 
-    def __init__(self, host: str, *, counting: bool = False) -> None:
-        self.host = host
-        self.counting = counting
+    def __init__(self, summary: HostSummary) -> None:
+        self.summary = summary
+        self.host = summary.host
         #: Why a resource is not applied, by kind and id, as the host says.
-        self.exceptions: dict[tuple[Kind, str], str] = {}
-        #: Stream → (resource, its parsed configuration) of everything held of it.
-        self.streams: dict[str, list[tuple[Resource, Any]]] = {}
+        self.exceptions: dict[tuple[int, str], str] = {
+            (exception.type, exception.id): _why(exception) for exception in summary.exceptions
+        }
         self._configs: dict[Kind, dict[str, Any]] = defaultdict(dict)
 
     def add(self, stream: str, state: Any) -> None:
         """Take in a piece (GoalStateV2) of what the host holds of a stream."""
-        held = self.streams.setdefault(stream, [])
         for resource, config in unpack(state):
-            held.append((resource, config))
             self._configs[resource.kind][resource.id] = config
         for section in state.host_resources.values():
             for resource, config in subscriptions(section):
-                held.append((resource, config))
                 self._configs[resource.kind][resource.id] = config
 
     def get(self, kind: Kind, id_: str) -> Any:
@@ -54,7 +52,7 @@ class Held:
 
     def cannot_say(self, kind: Kind) -> bool:
         """Is the absence of a resource of this kind no sign that it is not applied?"""
-        return self.counting and kind not in _INBOX
+        return self.summary.counting and kind not in _INBOX
 
     @cached_property
     def _by_address(self) -> dict[tuple[str, str], list[Any]]:
@@ -67,3 +65,8 @@ class Held:
     def neighbors_at(self, vpc_id: str, ip: str) -> list[Any]:
         """Neighbors that have an IP address; to be asked when everything was added."""
         return self._by_address.get((vpc_id, ip), [])
+
+
+def _why(exception: ResourceException) -> str:
+    status = ResourceException.Status.Name(exception.status).lower()
+    return f"{status}: {exception.reason}" if exception.reason else status

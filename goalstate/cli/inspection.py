@@ -9,25 +9,44 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from goalstate.cli.errors import CommandError
-from goalstate.cli.held import Held
+from goalstate.cli.errors import CommandError, Undecided
 from goalstate.cli.rpc import CALL_S, Server
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.agent.v1.agent_pb2_grpc import InspectionStub
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.resources import Kind
 
-#: Agent processes asked at a time.
+#: Requests to a process at a time.
 _AT_ONCE = 4
-#: Hosts in one request: bounds what is held in memory at a time.
+#: Hosts in one request: bounds what is lost when it fails.
 _HOSTS_A_CALL = 50
 #: Seconds for one request of applied state.
 _APPLIED_S = 300.0
 _START = "is `goalstate agent run --inspect` up, and its address reachable from here?"
 
-T = TypeVar("T")
+
+class Sink(Protocol):
+    """Takes in what one host holds, piece by piece."""
+
+    def add(self, stream: str, state: Any) -> None:
+        """A piece (GoalStateV2) of what the host holds of a stream."""
+
+
+S = TypeVar("S", bound=Sink)
+
+
+class Answer(NamedTuple, Generic[S]):
+    """What was got of some hosts: `held` has those that their process plays, else `error`."""
+
+    hosts: Sequence[str]
+    held: Mapping[str, S]
+    error: CommandError | None = None
+
+    def why_not(self, host: str) -> str:
+        """Why there is nothing of a host that was asked for."""
+        return self.error.message if self.error else "its agent process does not play it any more"
 
 
 def addresses(hosts: Iterable[api.HostStatus]) -> dict[str, str]:
@@ -35,89 +54,75 @@ def addresses(hosts: Iterable[api.HostStatus]) -> dict[str, str]:
     return {host.host: host.inspection_address for host in hosts if host.inspection_address}
 
 
-class Pieces(NamedTuple):
-    """Some hosts, and what was got of them, or why not."""
-
-    hosts: Sequence[str]
-    error: CommandError | None
-    held: Mapping[str, Held]
-
-
 def applied(
     where: Mapping[str, str],
+    sink: Callable[[agent_pb2.HostSummary], S],
     *,
     stream: str = "",
     kind: Kind | None = None,
-    exceptions: bool = False,
-) -> Iterator[Pieces]:
+) -> Iterator[Answer[S]]:
     """What each host of `where` (host → address) has applied, some hosts at a time.
 
-    `stream` and `kind` narrow it to one of them; `exceptions` adds what hosts refused or wait for.
-    A host that its process does not know any more is not in `held`.
+    `sink` makes what takes in a host's state, given its summary. `stream` and `kind` narrow the
+    state to one of them.
     """
     by_address: dict[str, list[str]] = defaultdict(list)
     for host, address in sorted(where.items()):
         by_address[address].append(host)
-    calls = [
-        (address, hosts[first : first + _HOSTS_A_CALL])
-        for address, hosts in by_address.items()
-        for first in range(0, len(hosts), _HOSTS_A_CALL)
-    ]
-
-    def ask(call: tuple[str, list[str]]) -> Pieces:
-        address, hosts = call
+    for address, hosts in by_address.items():
         try:
-            return Pieces(hosts, None, _applied(address, hosts, stream, kind, exceptions))
+            server = Server("agent process", address, _START)
+            known = _summaries(server)
         except CommandError as error:
-            return Pieces(hosts, error, {})
+            yield Answer(hosts, {}, error)
+            continue
 
-    yield from _in_parallel(calls, ask)
+        def ask(
+            some: list[str],
+            server: Server = server,
+            known: Mapping[str, agent_pb2.HostSummary] = known,
+        ) -> Answer[S]:
+            held = {host: sink(known[host]) for host in some if host in known}
+            try:
+                _fill(server, held, stream, kind)
+            except CommandError as error:
+                return Answer(some, {}, error)
+            return Answer(some, held)
+
+        calls = [hosts[at : at + _HOSTS_A_CALL] for at in range(0, len(hosts), _HOSTS_A_CALL)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            # In groups, so that the answers that wait for the caller stay few.
+            for at in range(0, len(calls), _AT_ONCE):
+                yield from pool.map(ask, calls[at : at + _AT_ONCE])
 
 
-def _applied(
-    address: str, hosts: Sequence[str], stream: str, kind: Kind | None, exceptions: bool
-) -> dict[str, Held]:
-    server = Server("agent process", address, _START)
-    request = agent_pb2.GetAppliedRequest(hosts=hosts, stream=stream)
+def of_host(address: str, host: str, sink: Callable[[agent_pb2.HostSummary], S]) -> S:
+    """What one host has applied. Raises CommandError where that cannot be had."""
+    for answer in applied({host: address}, sink):
+        if answer.error is not None:
+            raise answer.error
+        if host in answer.held:
+            return answer.held[host]
+    raise Undecided(
+        f"the agent process at {address} does not play {host} any more",
+        "`goalstate status --hosts` shows when it last reported",
+    )
+
+
+def _summaries(server: Server) -> dict[str, agent_pb2.HostSummary]:
+    with server.connected() as channel, server.errors("the inspection"):
+        reply = InspectionStub(channel).ListHosts(agent_pb2.ListHostsRequest(), timeout=CALL_S)
+    return {summary.host: summary for summary in reply.hosts}
+
+
+def _fill(server: Server, held: Mapping[str, Sink], stream: str, kind: Kind | None) -> None:
+    if not held:
+        return  # no hosts in a request means all of them
+    request = agent_pb2.GetAppliedRequest(hosts=sorted(held), stream=stream)
     if kind is not None:
         request.type = int(kind)  # type: ignore[assignment]
         request.filter_type = True
-    held: dict[str, Held] = {}
-    with server.connected() as channel:
-        stub = InspectionStub(channel)
-        with server.errors("the inspection"):
-            for piece in stub.GetApplied(request, timeout=_APPLIED_S):
-                one = held.setdefault(piece.host, Held(piece.host, counting=piece.counting))
-                one.add(piece.stream, piece.state)
-            if exceptions:
-                for summary in stub.ListHosts(agent_pb2.ListHostsRequest(), timeout=CALL_S).hosts:
-                    if summary.host in hosts:
-                        _note_exceptions(held, summary)
-    return held
-
-
-def _note_exceptions(held: dict[str, Held], summary: agent_pb2.HostSummary) -> None:
-    one = held.setdefault(summary.host, Held(summary.host, counting=summary.counting))
-    one.counting = one.counting or summary.counting
-    for exception in summary.exceptions:
-        status = agent_pb2.ResourceException.Status.Name(exception.status).lower()
-        why = f"{status}: {exception.reason}" if exception.reason else status
-        one.exceptions[Kind(exception.type), exception.id] = why
-
-
-def summary(address: str, host: str) -> agent_pb2.HostSummary | None:
-    """Heads, counts and exceptions of one host; None where its process does not know it.
-
-    Raises CommandError.
-    """
-    server = Server("agent process", address, _START)
     with server.connected() as channel, server.errors("the inspection"):
-        reply = InspectionStub(channel).ListHosts(agent_pb2.ListHostsRequest(), timeout=CALL_S)
-    return next((one for one in reply.hosts if one.host == host), None)
-
-
-def _in_parallel(calls: Sequence[Any], ask: Callable[[Any], T]) -> Iterator[T]:
-    """The answers in the order of the calls, with only a few answers ahead of the caller."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for first in range(0, len(calls), _AT_ONCE):
-            yield from pool.map(ask, calls[first : first + _AT_ONCE])
+        for piece in InspectionStub(channel).GetApplied(request, timeout=_APPLIED_S):
+            if piece.host in held:
+                held[piece.host].add(piece.stream, piece.state)

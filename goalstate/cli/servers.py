@@ -6,19 +6,24 @@ progress, addresses, and errors that say what to do.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from goalstate.bus.errors import BrokerUnreachable, BusError
+from goalstate.bus.errors import BrokerFailed, BrokerNotFound, BrokerUnreachable, BusError
 from goalstate.cli.errors import CommandError, ExitCode, InputError, Unreachable
-from goalstate.process import StartError
+from goalstate.cli.output import Output
+from goalstate.process import StartError, write_ready_file
 
 # Rooms are imported by the command that runs them: they are large.
 # ruff: noqa: PLC0415
+
+#: Seconds between two looks at a broker's process.
+_LOOK_S = 0.5
 
 
 def demo(broker: str, hosts: int, vpcs: str, seed: int, json_output: bool, keep: bool) -> int:
@@ -28,6 +33,77 @@ def demo(broker: str, hosts: int, vpcs: str, seed: int, json_output: bool, keep:
         return main(
             broker=broker, hosts=hosts, vpcs=vpcs, seed=seed, json_output=json_output, keep=keep
         )
+
+
+def broker(
+    kind: str,
+    url: str | None,
+    data_dir: Path | None,
+    port: int,
+    ready_file: Path | None,
+    out: Output,
+) -> ExitCode:
+    """Find or start a broker, say what it is, and keep it until SIGTERM or Ctrl-C."""
+    from goalstate.bus import brokers
+
+    if kind not in get_args(brokers.Kind):
+        raise InputError(
+            f"there is no kind of broker {kind!r}",
+            f"use one of {', '.join(get_args(brokers.Kind))}",
+        )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serving = False
+    try:
+        with (
+            _explained(url or kind),
+            brokers.find(
+                kind,  # type: ignore[arg-type]
+                url=url,
+                data_dir=data_dir,
+                port=port,
+                progress=out.note,
+            ) as found,
+        ):
+            facts = {
+                "service": "broker",
+                "kind": found.kind,
+                "version": found.version,
+                "url": found.url,
+                "admin_url": found.admin_url,
+                "data_dir": str(found.data_dir) if found.data_dir else None,
+                "broker_pids": list(found.pids),
+            }
+            serving = True
+            write_ready_file(ready_file, facts)
+            out.result(facts)
+            out.text(found.describe(), style="green")
+            out.text(f"for clients: --broker {found.url}, or GOALSTATE_BROKER_URL={found.url}")
+            if found.admin_url:
+                out.text(f"admin REST API: {found.admin_url}")
+            if found.pids:
+                out.text(f"data in {found.data_dir}; Ctrl-C stops it")
+                _await_end(found.pids)
+                raise Unreachable(
+                    f"the broker at {found.url} ended by itself",
+                    f"its log is in {found.data_dir}",
+                )
+    except KeyboardInterrupt:
+        out.note("stopped" if serving else "interrupted")
+        return ExitCode.OK if serving else ExitCode.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return ExitCode.OK
+
+
+def _await_end(pids: Sequence[int]) -> None:
+    """Until one of the processes is gone. Ctrl-C ends it earlier."""
+    while True:
+        for pid in pids:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return
+        time.sleep(_LOOK_S)
 
 
 def dpm(file: Path | None, **flags: Any) -> ExitCode:
@@ -90,7 +166,7 @@ def _explained(broker: str) -> Iterator[None]:
             f"no broker answers at {broker}: {error}",
             "start one with `goalstate broker start`, or give --broker (GOALSTATE_BROKER_URL)",
         ) from error
-    except StartError as error:
+    except (BrokerNotFound, BrokerFailed, StartError) as error:
         raise Unreachable(str(error), "") from error
     except BusError as error:
         raise CommandError(f"the broker at {broker}: {error}", "its log says more") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from goalstate.cli import inspection
-from goalstate.cli.errors import ExitCode, InputError
+from goalstate.cli.errors import CommandError, ExitCode, InputError
 from goalstate.cli.held import Held
 from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import Output
@@ -140,13 +140,10 @@ def _held(host: str, region: _Region) -> Held | Step:
     if address is None:
         text = "no agent process says that it plays this host"
         return Step(host, f"host/{host}", Finding.UNKNOWN, text)
-    for pieces in inspection.applied({host: address}, exceptions=True):
-        if pieces.error is not None:
-            return Step(host, f"host/{host}", Finding.UNKNOWN, pieces.error.message)
-        if host in pieces.held:
-            return pieces.held[host]
-    text = f"the agent process at {address} does not play this host any more"
-    return Step(host, f"host/{host}", Finding.UNKNOWN, text)
+    try:
+        return inspection.of_host(address, host, Held)
+    except CommandError as error:
+        return Step(host, f"host/{host}", Finding.UNKNOWN, error.message)
 
 
 def _host_at(ip: str, expected: str, client: Any) -> str:

@@ -113,31 +113,26 @@ def show_host(dpm: str, id_: str, out: Output) -> ExitCode:
     with connect(dpm) as client:
         host = client.host(id_)
         known = _host_status(client, id_)
-    summary: HostSummary | None = None
-    held = Held(id_)
-    if known.inspection_address:
-        summary = inspection.summary(known.inspection_address, id_)
-        for pieces in inspection.applied({id_: known.inspection_address}):
-            if pieces.error is not None:
-                raise pieces.error
-            held = pieces.held.get(id_, held)
+    address = known.inspection_address
+    held = inspection.of_host(address, id_, Held) if address else None
     out.result(
         {
             "host": plain(host),
             "status": plain(known),
-            "applied": plain(summary) if summary is not None else None,
-            "ports": [plain(port) for port in held.all(Kind.PORT)],
-            "resources": {kind.name.lower(): held.count(kind) for kind in Kind},
+            "applied": plain(held.summary) if held else None,
+            "ports": [plain(port) for port in held.all(Kind.PORT)] if held else [],
+            "resources": {kind.name.lower(): held.count(kind) for kind in Kind} if held else {},
         }
     )
     out.text(f"host {host.id}: {host.ip_address} {host.mac_address}, group {host.group or '-'}")
     out.text(
         f"lease {known.lease}, {known.ports} ports, {known.exceptions} exceptions, "
-        f"inspection at {known.inspection_address or '(no address)'}"
+        f"inspection at {address or '(no address)'}"
     )
-    if summary is None:
+    if held is None:
         out.note("what it has applied is not known: no agent process says that it plays this host")
         return ExitCode.UNDECIDED
+    summary = held.summary
     if summary.counting:
         out.text("a counting host: streams of VPCs and security groups are checked, not decoded")
     counts = ", ".join(f"{held.count(k)} {k.name.lower()}" for k in Kind if held.count(k))
@@ -194,10 +189,9 @@ def show_port(dpm: str, id_: str, out: Output) -> ExitCode:
     applied: bool | None = None
     if port.host_id in where:
         own = {port.host_id: where[port.host_id]}
-        for pieces in inspection.applied(own, kind=Kind.PORT):
-            held = pieces.held.get(port.host_id)
-            applied = held is not None and held.get(Kind.PORT, id_) is not None
-            applied = None if pieces.error is not None else applied
+        for answer in inspection.applied(own, Held, kind=Kind.PORT):
+            if port.host_id in answer.held:
+                applied = answer.held[port.host_id].get(Kind.PORT, id_) is not None
     out.result(
         {
             "port": plain(port),
@@ -249,15 +243,14 @@ def _neighbor_everywhere(
     found: tuple[list[str], ...] = ([], [], [], [], [])
     known, stale, lacking, counting, unknown = found
     with out.progress("hosts asked", len(where)) as bar:
-        for pieces in inspection.applied(where, stream=stream, kind=Kind.NEIGHBOR):
-            bar.advance(len(pieces.hosts))
-            if pieces.error is not None:
-                unknown.extend(pieces.hosts)
-                continue
-            for name in pieces.hosts:
-                held = pieces.held.get(name, Held(name))
-                entry = held.get(Kind.NEIGHBOR, port.id)
-                if held.counting:
+        for answer in inspection.applied(where, Held, stream=stream, kind=Kind.NEIGHBOR):
+            bar.advance(len(answer.hosts))
+            for name in answer.hosts:
+                held = answer.held.get(name)
+                entry = held.get(Kind.NEIGHBOR, port.id) if held is not None else None
+                if held is None:
+                    unknown.append(name)
+                elif held.summary.counting:
                     counting.append(name)
                 elif entry is None:
                     lacking.append(name)

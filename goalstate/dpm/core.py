@@ -337,6 +337,10 @@ class Core:
             return self._accepted_ns.get(vpc, 0)
         return max(self._accepted_ns.values(), default=0)
 
+    def host_digest(self, host: str) -> int:
+        """Digest of what a host is to hold of its inbox."""
+        return self._host_digests.get(host, digests.EMPTY)
+
     def follows(self, host: str, stream: StreamId) -> bool:
         """Is the host to follow the stream, as things are now?"""
         if stream.kind is StreamKind.INBOX:

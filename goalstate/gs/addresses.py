@@ -24,6 +24,12 @@ IPV4_BITS = 32
 #: Up to this length an IPv4 prefix has a network and a broadcast address (RFC 3021).
 _LAST_WITH_BROADCAST = 30
 
+#: The two families, and the system's own conversion of their addresses: text of a family to packed
+#: (OSError, or ValueError for a NUL, if it is none) and back to the canonical text.
+FOUR, SIX = AF_INET, AF_INET6
+pack, unpack = inet_pton, inet_ntop
+
+#: Is this a MAC address of one interface in its normal form (or NO_MAC)?
 # The lowest bit of the first byte would make it a group's address, which no interface has.
 is_normal_mac = re.compile(r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}").fullmatch
 _any_mac = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}").fullmatch
@@ -46,11 +52,11 @@ def ip(text: str) -> tuple[str, bytes]:
     """An IP address as canonical text and packed. Raises ValueError, saying why."""
     try:
         if ":" not in text:
-            return text, inet_pton(AF_INET, text)
-        packed = inet_pton(AF_INET6, text)
+            return text, pack(FOUR, text)
+        packed = pack(SIX, text)
     except (OSError, ValueError):
         raise ValueError(f"{text!r} is no IP address") from None
-    return inet_ntop(AF_INET6, packed), packed
+    return unpack(SIX, packed), packed
 
 
 class Prefix(NamedTuple):
@@ -96,7 +102,7 @@ def prefix(text: str) -> Prefix:
     value = int.from_bytes(packed, "big")
     first = (value & ~host_bits).to_bytes(len(packed), "big")
     if first != packed:
-        network = inet_ntop(AF_INET6 if ":" in canonical else AF_INET, first)
+        network = unpack(SIX if ":" in canonical else FOUR, first)
         raise ValueError(f"{text!r} has host bits set (its network is {network}/{length})")
     last = (value | host_bits).to_bytes(len(packed), "big")
     return Prefix(f"{canonical}/{length}", packed, last, length)

@@ -6,10 +6,9 @@ few dictionary look-ups. Only what is not goes the long way to a message.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from goalstate.gs import addresses
-from goalstate.gs.addresses import NO_MAC, Prefix, is_normal_mac
+from goalstate.gs.addresses import FOUR, NO_MAC, SIX, Prefix, is_normal_mac, pack, unpack
 from goalstate.gs.after import After, Reason
 from goalstate.gs.intent import AddressPair, FixedIp, ObjectKind, Port, Subnet
 
@@ -68,7 +67,6 @@ class _Ports:
         """
         before = self._after.state.table(ObjectKind.PORT)
         vpcs, subnets, group_vpcs = self._vpcs, self._subnets, self._group_vpcs
-        four, six = AF_INET, AF_INET6
         for index, port in enumerate(self._after.intent.ports):
             id_, vpc_id, mac, fixed_ips = port.id, port.vpc_id, port.mac_address, port.fixed_ips
             well = id_ not in before or before[id_].vpc_id == vpc_id
@@ -90,12 +88,12 @@ class _Ports:
                     continue
                 try:
                     if ":" in ip:
-                        packed = inet_pton(six, ip)
-                        if inet_ntop(six, packed) != ip:
+                        packed = pack(SIX, ip)
+                        if unpack(SIX, packed) != ip:
                             well = False
                             continue
                     else:
-                        packed = inet_pton(four, ip)
+                        packed = pack(FOUR, ip)
                 except (OSError, ValueError):
                     well = False
                     continue

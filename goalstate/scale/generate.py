@@ -117,18 +117,14 @@ class Region:
         ports = self.vpcs[number - 1]
         for first in range(0, ports, piece):
             indexes = range(first, min(first + piece, ports))
-            contents = Intent(
+            intent = Intent() if first else self._network(number)
+            yield intent._replace(
                 ports=tuple(self.port(number, index) for index in indexes),
                 dhcps=tuple(
                     self.dhcp(number, index)
                     for index in indexes
                     if self._chance(self.dhcp_share, "dhcp", number, index)
                 ),
-            )
-            yield (
-                contents
-                if first
-                else self._network(number)._replace(ports=contents.ports, dhcps=contents.dhcps)
             )
 
     # --- objects ---

@@ -1,8 +1,8 @@
 """A small region by hand: two subnets, a router, two groups, three hosts; and its applied state.
 
-    host-a (100.64.0.1)   web-1  10.0.1.10   groups: web
-    host-b (100.64.0.2)   db-1   10.0.2.10   groups: db    (tcp 5432 from members of web)
-    host-c (100.64.0.3)   web-2  10.0.1.11   groups: web
+host-a (100.64.0.1)   web-1  10.0.1.10   groups: web
+host-b (100.64.0.2)   db-1   10.0.2.10   groups: db    (tcp 5432 from members of web)
+host-c (100.64.0.3)   web-2  10.0.1.11   groups: web
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from goalstate.cli.held import Held
 from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
+from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import HostSummary
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 
 VPC = "vpc-1"
@@ -47,15 +48,27 @@ def vpc_state() -> goalstate_pb2.GoalStateV2:
     web.security_group_rules.extend(
         [
             rule("out-tcp", _GROUP.EGRESS, resources_pb2.TCP),
-            rule("in-web", _GROUP.INGRESS, resources_pb2.TCP, port_range_min=443,
-                 port_range_max=443, remote_ip_prefix="10.0.0.0/16"),
+            rule(
+                "in-web",
+                _GROUP.INGRESS,
+                resources_pb2.TCP,
+                port_range_min=443,
+                port_range_max=443,
+                remote_ip_prefix="10.0.0.0/16",
+            ),
         ]
     )
     db = state.security_group_states["db"].configuration
     db.id, db.vpc_id, db.revision_number = "db", VPC, 1
     db.security_group_rules.append(
-        rule("in-db", _GROUP.INGRESS, resources_pb2.TCP, port_range_min=5432,
-             port_range_max=5432, remote_group_id="web")
+        rule(
+            "in-db",
+            _GROUP.INGRESS,
+            resources_pb2.TCP,
+            port_range_min=5432,
+            port_range_max=5432,
+            remote_group_id="web",
+        )
     )
     for id_, (host, subnet_id, ip, mac, groups) in PORTS.items():
         neighbor = state.neighbor_states[id_].configuration
@@ -84,7 +97,7 @@ def inbox_state(host: str) -> goalstate_pb2.GoalStateV2:
 
 def held(host: str, vpc: Any = None, inbox: Any = None, *, counting: bool = False) -> Held:
     """A host's applied state, by default whole."""
-    result = Held(host, counting=counting)
+    result = Held(HostSummary(host=host, counting=counting))
     result.add(f"inbox/{host}-rack", inbox if inbox is not None else inbox_state(host))
     if not counting:
         result.add(STREAM, vpc if vpc is not None else vpc_state())

@@ -290,12 +290,24 @@ def with_rule(rule_: Any) -> Held:
         (rule("r", GROUP.INGRESS, resources_pb2.TCP, port_range_min=443), "tcp", 444, False),
         (rule("r", GROUP.INGRESS, resources_pb2.TCP, port_range_max=100), "tcp", 101, False),
         (rule("r", GROUP.INGRESS, resources_pb2.TCP, port_range_max=100), "tcp", 100, True),
-        (rule("r", GROUP.INGRESS, resources_pb2.TCP, remote_ip_prefix="10.0.1.10/32"), "tcp", 1,
-         True),
-        (rule("r", GROUP.INGRESS, resources_pb2.TCP, remote_ip_prefix="10.0.9.0/24"), "tcp", 1,
-         False),
-        (rule("r", GROUP.INGRESS, resources_pb2.TCP, remote_ip_prefix="no prefix"), "tcp", 1,
-         False),
+        (
+            rule("r", GROUP.INGRESS, resources_pb2.TCP, remote_ip_prefix="10.0.1.10/32"),
+            "tcp",
+            1,
+            True,
+        ),
+        (
+            rule("r", GROUP.INGRESS, resources_pb2.TCP, remote_ip_prefix="10.0.9.0/24"),
+            "tcp",
+            1,
+            False,
+        ),
+        (
+            rule("r", GROUP.INGRESS, resources_pb2.TCP, remote_ip_prefix="no prefix"),
+            "tcp",
+            1,
+            False,
+        ),
     ],
 )
 def test_a_rule_allows_what_it_names_and_nothing_else(

@@ -29,13 +29,15 @@ from goalstate.bus.errors import (
     BusClosed,
     BusError,
     MessageTooLarge,
-    PositionGone,
     ProducerFenced,
 )
 
 #: Pieces of logs that are kept decoded for other readers at the same place.
 _SHARED_PIECES = 64
+#: Seconds between two attempts to connect.
 _RETRY_FIRST, _RETRY_MOST = 0.02, 0.5
+#: Seconds between two looks at the sends that wait.
+_EXPIRY = 1.0
 
 
 class _Link(asyncio.Protocol):
@@ -141,6 +143,7 @@ class EmbeddedReader:
         self.sink = sink
         #: The index in the log that comes next.
         self.next = 0
+        self.opened = False
         self.closed = False
 
     @property
@@ -165,6 +168,7 @@ class EmbeddedBus:
         self._send_timeout = send_timeout
         self._link: _Link | None = None
         self._linked = asyncio.Event()
+        self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._store = b""
         self._numbers = itertools.count(1)
@@ -216,7 +220,7 @@ class EmbeddedBus:
         # Deliveries may come right behind the answer, before this coroutine runs again.
         self._readers[reader.number] = reader
         try:
-            await self._call(
+            opened = await self._call(
                 {
                     "op": "open_reader",
                     "reader": reader.number,
@@ -227,6 +231,8 @@ class EmbeddedBus:
         except BaseException:
             self._readers.pop(reader.number, None)
             raise
+        reader.next = max(reader.next, opened["next"])
+        reader.opened = True
         return reader
 
     async def read_to_end(self, topic: str, start: bytes) -> AsyncIterator[Message]:
@@ -248,9 +254,7 @@ class EmbeddedBus:
     async def last(self, topic: str) -> Message | None:
         """As `base.Bus.last`."""
         first, _, row = await self._call({"op": "read", "topic": topic, "start": None})
-        return next(
-            wire.messages(topic, self._store, first, row, wire.RECORDS_HEAD.size), None
-        )
+        return next(wire.messages(topic, self._store, first, row, wire.RECORDS_HEAD.size), None)
 
     async def close(self) -> None:
         """As `base.Bus.close`. Closing twice is harmless."""
@@ -313,8 +317,7 @@ class EmbeddedBus:
         """A connection has ended."""
         if link is not self._link:
             return
-        self._link = None
-        self._linked.clear()
+        self._drop_link()
         self._outbox.clear()
         error = BrokerUnreachable(f"{self._url}: the connection broke")
         calls, self._calls = self._calls, {}
@@ -325,7 +328,7 @@ class EmbeddedBus:
     def _on_reply(self, reply: dict[str, Any]) -> None:
         number = reply["id"]
         send = self._sends.pop(number, None)
-        answer = send[1] if send else self._calls.pop(number, None)
+        answer: asyncio.Future[Any] | None = send[1] if send else self._calls.pop(number, None)
         if answer is None or answer.done():
             return
         if "error" not in reply:
@@ -373,19 +376,21 @@ class EmbeddedBus:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, _RETRY_MOST)
             else:
-                await asyncio.sleep(_RETRY_FIRST)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._lost.wait(), _EXPIRY)
             self._expire()
 
     async def _join(self) -> None:
         """Connect, then put the broker's side as it was. Raises OSError, BusError."""
         _, link = await self.loop.create_connection(lambda: _Link(self), *self._address)
         self._link = link
+        self._lost.clear()
         hello = await self._ask({"op": "hello"})
         store = bytes.fromhex(hello["store"])
         if self._store and store != self._store:
             self._lose_everything()
         self._store = store
-        for reader in list(self._readers.values()):
+        for reader in [one for one in self._readers.values() if one.opened]:
             start = wire.position(store, reader.next - 1) if reader.next else EARLIEST
             await self._ask(
                 {
@@ -467,5 +472,6 @@ class EmbeddedBus:
     def _drop_link(self) -> None:
         link, self._link = self._link, None
         self._linked.clear()
+        self._lost.set()
         if link:
             link.transport.close()

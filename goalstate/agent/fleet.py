@@ -1,0 +1,215 @@
+"""Many hosts in one process: each with a core, readers and a data plane of its own; one bus.
+
+    Bus ──messages──▶ Readers ──▶ HostCore ──▶ DataPlane
+                        ▲  Follow, Unfollow │ ▲ programmed
+                        └───────────────────┘ │          HostCore.dirty ──▶ Reports ──▶ Bus
+                                     timer: tick, heartbeats
+
+Laws:
+
+1.  What one host knows no other host uses. Hosts share the connection, and the reading of a message
+    that the bus hands to several of them.
+2.  Reports are gathered: the news of all hosts within the report delay become one message. A host
+    says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
+    a report was lost.
+3.  Fail static: without a broker, hosts keep what they have, and try again.
+4.  Which hosts count is a function of their numbers and the share: the same hosts in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from goalstate.agent.core import Action, Follow, HostCore, HostSettings, Program, Unfollow
+from goalstate.agent.counters import Counters
+from goalstate.agent.dataplanes import DataPlane, Refused
+from goalstate.agent.decoding import Decoder
+from goalstate.agent.readers import Readers
+from goalstate.agent.reporting import Reports
+from goalstate.agent.reports import Reporter
+from goalstate.bus.base import Bus, Message
+from goalstate.gs.streams import StreamId, inbox_stream
+
+log = structlog.get_logger()
+
+#: Seconds between two looks at what is due.
+TICK_S = 0.05
+
+
+class Member(NamedTuple):
+    """A host to play."""
+
+    host: str
+    group: str
+    counting: bool = False
+
+
+class FleetSettings(NamedTuple):
+    host: HostSettings
+    #: Topic on which this process reports.
+    report_topic: str
+    clock_id: str
+    lease_s: float = 30.0
+    report_delay_s: float = 0.005
+    open_readers_at_a_time: int = 256
+    inspection_address: str = ""
+
+
+def counts(number: int, share: float) -> bool:
+    """Is host `number` one of the share of hosts that count? They are spread evenly."""
+    return int((number + 1) * share) > int(number * share)
+
+
+class Host:
+    """One host of the fleet."""
+
+    __slots__ = ("core", "data_plane", "fleet", "reporter")
+
+    def __init__(
+        self, fleet: Fleet, core: HostCore, data_plane: DataPlane, reporter: Reporter
+    ) -> None:
+        self.fleet = fleet
+        self.core = core
+        self.data_plane = data_plane
+        self.reporter = reporter
+
+    def received(self, stream: StreamId, message: Message) -> None:
+        self.perform(
+            self.core.receive(
+                stream, message.properties, message.payload, message.position, time.time_ns()
+            )
+        )
+
+    def position_gone(self, stream: StreamId) -> None:
+        self.perform(self.core.position_gone(stream, time.time_ns()))
+
+    def tick(self, now: int) -> None:
+        self.perform(self.core.tick(now))
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Do what the core asks for, and what follows from that at once."""
+        fleet, core = self.fleet, self.core
+        todo = deque(actions)
+        while todo:
+            action = todo.popleft()
+            if isinstance(action, Program):
+                self._program(action, todo)
+            elif isinstance(action, Follow):
+                fleet.readers.follow(self, action)
+            elif isinstance(action, Unfollow):
+                fleet.readers.unfollow(self, action.stream)
+        if core.wakeup is not None:
+            fleet.waking[self] = None
+        if core.dirty:
+            fleet.reports.dirty(self)
+
+    def _program(self, program: Program, todo: deque[Action]) -> None:
+        at_once = True
+
+        def done(refused: Refused) -> None:
+            actions = self.core.programmed(program.number, refused, time.time_ns())
+            if at_once:
+                todo.extend(actions)
+            elif not self.fleet.stopping:
+                self.perform(actions)
+
+        self.data_plane.program(program.operations, done)
+        at_once = False
+
+
+class Fleet:
+    """The hosts of a process. `start`, then `stop`, in one event loop."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        members: Sequence[Member],
+        settings: FleetSettings,
+        data_plane: Callable[[str], DataPlane],
+    ) -> None:
+        """`data_plane` makes the data plane of a host. Raises ValueError for a host given twice."""
+        self.counters = Counters()
+        self.decoder = Decoder()
+        self.readers = Readers(bus, settings.open_readers_at_a_time)
+        self.waking: dict[Host, None] = {}
+        self.hosts: dict[str, Host] = {}
+        self.stopping = False
+        incarnation = time.time_ns()
+        for member in members:
+            core = HostCore(
+                member.host,
+                inbox_stream(member.group),
+                settings.host,
+                counting=member.counting,
+                decoder=self.decoder,
+                counters=self.counters,
+            )
+            reporter = Reporter(
+                core,
+                incarnation=incarnation,
+                lease_s=settings.lease_s,
+                inspection_address=settings.inspection_address,
+            )
+            self.hosts[member.host] = Host(self, core, data_plane(member.host), reporter)
+        if len(self.hosts) != len(members):
+            raise ValueError("a host can be played once only")
+        self.reports = Reports(
+            bus,
+            settings.report_topic,
+            [(host, host.reporter) for host in self.hosts.values()],
+            self.counters,
+            clock_id=settings.clock_id,
+            lease_s=settings.lease_s,
+            delay_s=settings.report_delay_s,
+        )
+        self._timer: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to follow; returns when all inboxes are open. Raises BusError, BrokerUnreachable.
+
+        A broker that goes away later is waited for instead.
+        """
+        await self.reports.start()
+        now = time.time_ns()
+        for host in self.hosts.values():
+            host.perform(host.core.start(now))
+        self._timer = asyncio.create_task(self._tick())
+        await self.readers.settled()
+
+    async def stop(self) -> None:
+        """Close the readers, send what is left to report, and stop. The bus stays open."""
+        self.stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.wait([self._timer])
+        await self.readers.close()
+        await self.reports.stop()
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        said = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.time_ns()
+            for host in list(self.waking):
+                wakeup = host.core.wakeup
+                if wakeup is None:
+                    del self.waking[host]
+                elif wakeup <= now:
+                    del self.waking[host]
+                    host.tick(now)
+            self.reports.heartbeats(loop.time())
+            opening = self.readers.wanted - self.readers.open
+            if opening and loop.time() - said > 1:
+                said = loop.time()
+                log.info("opening readers", open=self.readers.open, wanted=self.readers.wanted)
+
+
+__all__ = ["Fleet", "FleetSettings", "Host", "Member", "counts", "partial"]

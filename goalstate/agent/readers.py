@@ -1,0 +1,173 @@
+"""The readers of a fleet: one for each host and stream that it follows.
+
+Laws:
+
+1.  Opening and closing of one host's reader of one stream go one after the other; only the newest
+    wish counts. A message of a reader that was replaced is ignored, however late it comes.
+2.  Not more than a bounded number are being opened at a time, over all hosts.
+3.  An open that fails is tried again, with a delay that doubles up to RETRY_MAX_S and is spread at
+    random, so that many hosts do not come back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import Protocol
+
+import structlog
+
+from goalstate.agent.core import Follow
+from goalstate.bus.base import Bus, Message, Reader
+from goalstate.bus.errors import BusClosed, BusError, PositionGone
+from goalstate.gs.streams import StreamId
+
+log = structlog.get_logger()
+
+RETRY_S = 0.2
+RETRY_MAX_S = 10.0
+
+
+class Listener(Protocol):
+    """Whoever follows."""
+
+    def received(self, stream: StreamId, message: Message) -> None: ...
+
+    def position_gone(self, stream: StreamId) -> None: ...
+
+
+class _Following:
+    """One host's reader of one stream, and what is wished of it."""
+
+    __slots__ = ("generation", "opened", "reader", "task", "wish")
+
+    def __init__(self) -> None:
+        #: Grows with each wish.
+        self.generation = 0
+        self.wish: Follow | None = None
+        self.reader: Reader | None = None
+        #: The wish that `reader` is of.
+        self.opened = 0
+        self.task: asyncio.Task[None] | None = None
+
+
+class Readers:
+    """See the module's text. `wanted` and `open` are numbers of readers."""
+
+    def __init__(self, bus: Bus, at_a_time: int) -> None:
+        self._bus = bus
+        self._slots = asyncio.Semaphore(at_a_time)
+        self._followings: dict[tuple[Listener, StreamId], _Following] = {}
+        self._random = Random()
+        self._closed = False
+        self.wanted = 0
+        self.open = 0
+
+    def follow(self, listener: Listener, wish: Follow) -> None:
+        """Open a reader, in the place of the one that is open or opening."""
+        key = (listener, wish.stream)
+        following = self._followings.get(key)
+        if following is None:
+            following = self._followings[key] = _Following()
+        if following.wish is None:
+            self.wanted += 1
+        following.wish = wish
+        self._go(listener, wish.stream, following)
+
+    def unfollow(self, listener: Listener, stream: StreamId) -> None:
+        """Close the reader, if there is one."""
+        following = self._followings.get((listener, stream))
+        if following is not None and following.wish is not None:
+            self.wanted -= 1
+            following.wish = None
+            self._go(listener, stream, following)
+
+    async def settled(self) -> None:
+        """Wait until every wish so far is fulfilled."""
+        while tasks := [f.task for f in self._followings.values() if f.task is not None]:
+            await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        """Close all readers."""
+        self._closed = True
+        followings = list(self._followings.values())
+        tasks = [following.task for following in followings if following.task is not None]
+        for following in followings:
+            following.generation += 1
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await asyncio.gather(*(self._close(following) for following in followings))
+        self._followings.clear()
+        self.wanted = 0
+
+    def _go(self, listener: Listener, stream: StreamId, following: _Following) -> None:
+        following.generation += 1
+        if following.task is None and not self._closed:
+            following.task = asyncio.create_task(self._fulfil(listener, stream, following))
+
+    async def _fulfil(self, listener: Listener, stream: StreamId, following: _Following) -> None:
+        """Bring a reader to what is wished of it, until nothing more is wished."""
+        failures = 0
+        try:
+            while following.opened != following.generation:
+                generation = following.generation
+                try:
+                    async with self._slots:
+                        await self._close(following)
+                        if generation == following.generation:
+                            await self._open(listener, stream, following, generation)
+                    failures = 0
+                except PositionGone as error:
+                    log.info("position gone", stream=str(stream), error=str(error))
+                    following.opened = generation
+                    if generation == following.generation:
+                        listener.position_gone(stream)
+                except BusClosed:
+                    return
+                except BusError as error:
+                    failures += 1
+                    log.warning("cannot follow", stream=str(stream), error=str(error))
+                    await asyncio.sleep(self._delay(failures))
+        finally:
+            following.task = None
+            if following.wish is None and following.reader is None:
+                self._followings.pop((listener, stream), None)
+
+    async def _open(
+        self, listener: Listener, stream: StreamId, following: _Following, generation: int
+    ) -> None:
+        wish = following.wish
+        if wish is not None:
+            following.reader = await self._bus.open_reader(
+                wish.topic, wish.start, self._sink(listener, stream, following, generation)
+            )
+            self.open += 1
+        following.opened = generation
+
+    @staticmethod
+    def _sink(
+        listener: Listener, stream: StreamId, following: _Following, generation: int
+    ) -> Callable[[Message], None]:
+        received = listener.received
+
+        def sink(message: Message) -> None:
+            if following.generation == generation:
+                received(stream, message)
+
+        return sink
+
+    async def _close(self, following: _Following) -> None:
+        reader, following.reader = following.reader, None
+        if reader is not None:
+            self.open -= 1
+            try:
+                await reader.close()
+            except BusError as error:
+                log.info("a reader did not close", topic=reader.topic, error=str(error))
+
+    def _delay(self, failures: int) -> float:
+        longest = min(RETRY_S * 2 ** min(failures - 1, 10), RETRY_MAX_S)
+        return longest * (0.5 + 0.5 * self._random.random())

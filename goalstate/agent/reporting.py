@@ -1,0 +1,153 @@
+"""Sends the reports of a fleet's hosts, gathered into few messages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import structlog
+
+from goalstate.agent.counters import Counters
+from goalstate.agent.reports import Reporter
+from goalstate.bus.base import Bus, Producer
+from goalstate.bus.errors import BusError
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+
+log = structlog.get_logger()
+
+#: A message takes reports up to about this size, in bytes.
+MESSAGE_BYTES = 512 * 1024
+#: Messages on their way to the broker at a time; meanwhile news gather for longer.
+UNDER_WAY = 4
+RETRY_S = 1.0
+
+H = TypeVar("H")
+
+
+class Reports(Generic[H]):
+    """See `fleet`, law 2."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        topic: str,
+        hosts: Sequence[tuple[H, Reporter]],
+        counters: Counters,
+        *,
+        clock_id: str,
+        lease_s: float,
+        delay_s: float,
+    ) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._reporters = dict(hosts)
+        self._counters = counters
+        self._clock_id = clock_id
+        self._delay_s = delay_s
+        self._producer: Producer | None = None
+        self._dirty: dict[H, None] = {}
+        #: Hosts whose next report has to say everything.
+        self._full: dict[H, None] = dict.fromkeys(self._reporters)
+        # Whose heartbeat is next, and how many of them are due in a second.
+        self._ring = deque(self._reporters)
+        self._rate = len(self._reporters) / (lease_s / 3)
+        self._credit = 0.0
+        self._last: float | None = None
+        self._under_way: set[asyncio.Future[bytes]] = set()
+        self._flush: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Raises BusError."""
+        self._producer = await self._bus.open_producer(self._topic)
+
+    def dirty(self, host: H) -> None:
+        """A host has something to tell."""
+        if not self._dirty:
+            self._soon(self._delay_s)
+        self._dirty[host] = None
+
+    def heartbeats(self, now: float) -> None:
+        """Let the hosts whose turn has come say everything. `now` is the loop's time, seconds.
+
+        At the first call all hosts do: so their publisher hears of them at once.
+        """
+        if self._last is None:
+            due = len(self._ring)
+        else:
+            self._credit += (now - self._last) * self._rate
+            due = min(int(self._credit), len(self._ring))
+            self._credit -= due
+        self._last = now
+        for host in [self._ring[place] for place in range(due)]:
+            self._full[host] = None
+            self.dirty(host)
+        self._ring.rotate(-due)
+
+    async def stop(self) -> None:
+        """Send what there is to tell, then close."""
+        self._stopping = True
+        if self._flush is not None:
+            self._flush.cancel()
+        if self._producer is None:
+            return
+        self._send()
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=5)
+        try:
+            await self._producer.close()
+        except BusError as error:
+            log.warning("reports are lost", error=str(error))
+
+    def _soon(self, delay_s: float) -> None:
+        if self._flush is None and not self._stopping:
+            self._flush = asyncio.get_running_loop().call_later(delay_s, self._flushed)
+
+    def _flushed(self) -> None:
+        self._flush = None
+        if len(self._under_way) < UNDER_WAY:
+            self._send()
+        # Else the answer of one that is under way brings us back.
+
+    def _send(self) -> None:
+        hosts, self._dirty = list(self._dirty), {}
+        batch: list[H] = []
+        message = agent_pb2.Report(clock_id=self._clock_id)
+        size = 0
+        for host in hosts:
+            report = self._reporters[host].report(full=host in self._full)
+            if report is None:
+                continue
+            self._full.pop(host, None)
+            message.hosts.append(report)
+            batch.append(host)
+            size += report.ByteSize()
+            if size > MESSAGE_BYTES:
+                self._send_one(message, batch)
+                batch, message, size = [], agent_pb2.Report(clock_id=self._clock_id), 0
+        if batch:
+            self._send_one(message, batch)
+
+    def _send_one(self, message: agent_pb2.Report, hosts: list[H]) -> None:
+        assert self._producer is not None
+        message.sent_unix_ns = time.time_ns()
+        self._counters.reports += len(hosts)
+        answer = self._producer.send(message.SerializeToString())
+        self._under_way.add(answer)
+
+        def answered(answer: asyncio.Future[bytes]) -> None:
+            self._under_way.discard(answer)
+            error = None if answer.cancelled() else answer.exception()
+            if error is not None:
+                # What these hosts told is lost, so each tells everything, when it can.
+                log.warning("a report is lost", hosts=len(hosts), error=str(error))
+                self._full.update(dict.fromkeys(hosts))
+                self._dirty.update(dict.fromkeys(hosts))
+                self._soon(RETRY_S)
+            elif self._dirty:
+                self._soon(0)
+
+        answer.add_done_callback(answered)

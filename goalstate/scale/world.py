@@ -1,0 +1,207 @@
+"""A region in one thread: publisher, bus and hosts as pure cores, with a clock that is a number.
+
+Everything that happens follows from the seed, so that a run can be repeated exactly: which message
+is delivered next, which is lost, repeated or late, and when. Nothing here waits: time passes only
+where nobody has anything else to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from goalstate.agent.core import Action, Follow, HostCore, HostSettings, Program, Unfollow
+from goalstate.agent.reports import Reporter
+from goalstate.bus.base import LATEST, Message
+from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
+from goalstate.dpm.convergence import Convergence, Progress
+from goalstate.dpm.core import Accepted, Core, Publication
+from goalstate.gs import envelope as envelopes
+from goalstate.gs.intent import Intent, ObjectKind
+from goalstate.gs.packing import CHUNK_BYTES
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.resources import Kind, Resource
+from goalstate.gs.streams import StreamId, inbox_stream
+from goalstate.gs.topics import Topics
+
+SECOND_NS = 1_000_000_000
+START_NS = 1_000 * SECOND_NS
+LEASE_S = 3600.0
+
+
+class WorldSettings(NamedTuple):
+    faults: Faults = Faults()
+    security_groups_own_stream: bool = False
+    chunk_bytes: int = CHUNK_BYTES
+
+
+class _Host:
+    """A host: its core, its readers, and a data plane that does as it is told."""
+
+    def __init__(self, world: World, host: str, group: str) -> None:
+        self.core = HostCore(host, inbox_stream(group), HostSettings(world.topics))
+        self.reporter = Reporter(self.core, incarnation=1, lease_s=LEASE_S)
+        #: What the data plane was told to hold.
+        self.programmed: dict[tuple[Kind, str], Resource] = {}
+        self._world = world
+        self._readers: dict[StreamId, MemoryReader] = {}
+
+    def do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Follow):
+                self._close(action.stream)
+                self._open(action)
+            elif isinstance(action, Unfollow):
+                self._close(action.stream)
+            else:
+                self._program(action)
+
+    def _program(self, program: Program) -> None:
+        for resource in program.operations:
+            if resource.payload:
+                self.programmed[resource.kind, resource.id] = resource
+            else:
+                self.programmed.pop((resource.kind, resource.id), None)
+        self.do(self.core.programmed(program.number, {}, self._world.now_ns))
+
+    def _open(self, follow: Follow) -> None:
+        stream = follow.stream
+
+        def sink(message: Message) -> None:
+            # A message of a reader that was replaced meanwhile is no message to this host.
+            if self._readers.get(stream) is reader:
+                self.do(
+                    self.core.receive(
+                        stream,
+                        message.properties,
+                        message.payload,
+                        message.position,
+                        self._world.now_ns,
+                    )
+                )
+
+        reader = self._world.broker.attach(
+            follow.topic, follow.start, sink, name=self.core.host
+        )
+        self._readers[stream] = reader
+
+    def _close(self, stream: StreamId) -> None:
+        reader = self._readers.pop(stream, None)
+        if reader is not None:
+            self._world.broker.detach(reader)
+
+
+class World:
+    """One publisher, one broker, and the hosts that were added."""
+
+    def __init__(self, settings: WorldSettings = WorldSettings()) -> None:
+        self.now_ns = START_NS
+        self.topics = Topics(report_shards=1)
+        self.broker = MemoryBroker(lambda: self.now_ns, settings.faults)
+        self.core = Core(
+            self.topics,
+            security_groups_own_stream=settings.security_groups_own_stream,
+            chunk_bytes=settings.chunk_bytes,
+        )
+        self.core.begin_epoch(1)
+        self.convergence = Convergence(self.core.follows)
+        self.hosts: dict[str, _Host] = {}
+        self.broker.attach(self.topics.reports(0), LATEST, self._on_report, name="publisher")
+
+    # --- what happens ---
+
+    def add_hosts(self, hosts: Mapping[str, str]) -> None:
+        """Start agents: host → its group."""
+        for name, group in hosts.items():
+            host = self.hosts[name] = _Host(self, name, group)
+            host.do(host.core.start(self.now_ns))
+
+    def apply(self, intent: Intent) -> Accepted | None:
+        """Accept an intent and publish it; None if it changes nothing. Raises IntentRejected."""
+        changes = self.core.plan(intent)
+        if not changes:
+            return None
+        accepted = self.core.accept(changes, self.now_ns)
+        self.publish(accepted.publications)
+        return accepted
+
+    def publish(self, publications: Iterable[Publication]) -> None:
+        for publication in publications:
+            self.broker.publish(
+                self.topics.of_stream(publication.envelope.stream),
+                publication.payload,
+                properties=envelopes.to_properties(publication.envelope),
+            )
+
+    def settle(self, rounds: int = 1000) -> None:
+        """Let everything happen that is going to: deliveries, repairs that wait, reports.
+
+        Raises RuntimeError if that has no end within `rounds` steps of time.
+        """
+        for _ in range(rounds):
+            self.broker.run_until_idle()
+            due = [h.core.wakeup for h in self.hosts.values() if h.core.wakeup is not None]
+            if not due:
+                self.report()
+                self.broker.run_until_idle()
+                return
+            self.now_ns = max(self.now_ns + 1, min(due))
+            for host in self.hosts.values():
+                host.do(host.core.tick(self.now_ns))
+        raise RuntimeError(f"the region does not come to rest within {rounds} rounds")
+
+    def report(self, *, full: bool = False) -> None:
+        """Let every host report what it has to."""
+        reports = [host.reporter.report(full=full) for host in self.hosts.values()]
+        told = [report for report in reports if report is not None]
+        if told:
+            message = agent_pb2.Report(hosts=told, clock_id="world", sent_unix_ns=self.now_ns)
+            self.broker.publish(self.topics.reports(0), message.SerializeToString())
+
+    def _on_report(self, message: Message) -> None:
+        for host in agent_pb2.Report.FromString(message.payload).hosts:
+            self.convergence.report(host, self.now_ns)
+
+    # --- what is ---
+
+    def progress(self) -> Progress:
+        """How far all that was published is applied, as the publisher knows it."""
+        wait = self.convergence.begin(self.core.requirements_of_all(), 0)
+        try:
+            return self.convergence.progress(wait, self.now_ns)
+        finally:
+            self.convergence.end(wait)
+
+    def desired(self) -> Intent:
+        """The accepted intent as one intent."""
+        objects = self.core.desired.objects
+        return Intent(
+            hosts=tuple(objects(ObjectKind.HOST)),
+            vpcs=tuple(objects(ObjectKind.VPC)),
+            subnets=tuple(objects(ObjectKind.SUBNET)),
+            security_groups=tuple(objects(ObjectKind.SECURITY_GROUP)),
+            routers=tuple(objects(ObjectKind.ROUTER)),
+            gateways=tuple(objects(ObjectKind.GATEWAY)),
+            ports=tuple(objects(ObjectKind.PORT)),
+            dhcps=tuple(objects(ObjectKind.DHCP)),
+        )
+
+    def disagreements(self) -> list[str]:
+        """Where hosts and publisher do not agree about a stream that a host follows."""
+        found = []
+        for name, host in self.hosts.items():
+            for stream_id, stream in host.core.streams.items():
+                head = self.core.streams.get(stream_id)
+                if head is None:
+                    continue
+                if stream.watermark != head.mark:
+                    found.append(f"{name} {stream_id}: at {stream.watermark}, not {head.mark}")
+                inbox = stream_id == host.core.inbox
+                digest = self.core.host_digest(name) if inbox else head.digest
+                if stream.live.digest != digest:
+                    found.append(f"{name} {stream_id}: another digest than the publisher")
+            follows = set(host.core.streams) - {host.core.inbox}
+            should = {s for s, head in self.core.streams.items() if name in head.followers}
+            if follows != should:
+                found.append(f"{name} follows {sorted(map(str, follows ^ should))} wrongly or not")
+        return found

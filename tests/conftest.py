@@ -1,0 +1,31 @@
+"""Brokers for every room's tests: started once for the whole test session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from goalstate.bus import brokers
+from goalstate.bus.errors import BrokerFailed, BrokerNotFound
+
+
+@pytest.fixture(scope="session")
+def apache_broker() -> Iterator[brokers.Broker]:
+    """A real Apache Pulsar. Where none can be had: a skip, or with CI=true a failure."""
+    try:
+        broker = brokers.find("apache", env={**os.environ, brokers.URL_VARIABLE: ""})
+    except (BrokerNotFound, BrokerFailed) as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no Apache Pulsar here: {error}")
+    with broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[brokers.Broker]:
+    """The embedded broker, as a process of its own."""
+    with brokers.find("embedded", env={}) as broker:
+        yield broker
