@@ -22,7 +22,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -64,7 +63,8 @@ class FleetSettings(NamedTuple):
 
 def counts(number: int, share: float) -> bool:
     """Is host `number` one of the share of hosts that count? They are spread evenly."""
-    return int((number + 1) * share) > int(number * share)
+    # The small number makes up for shares that are no binary fractions.
+    return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
 
 
 class Host:
@@ -91,7 +91,10 @@ class Host:
         self.perform(self.core.position_gone(stream, time.time_ns()))
 
     def tick(self, now: int) -> None:
-        self.perform(self.core.tick(now))
+        try:
+            self.perform(self.core.tick(now))
+        except Exception:  # one host's failure must not stop the clock of the others
+            log.exception("tick failed", host=self.core.host)
 
     def perform(self, actions: Iterable[Action]) -> None:
         """Do what the core asks for, and what follows from that at once."""
@@ -194,7 +197,7 @@ class Fleet:
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        said = 0
+        said = 0.0
         while True:
             await asyncio.sleep(TICK_S)
             now = time.time_ns()
@@ -210,6 +213,3 @@ class Fleet:
             if opening and loop.time() - said > 1:
                 said = loop.time()
                 log.info("opening readers", open=self.readers.open, wanted=self.readers.wanted)
-
-
-__all__ = ["Fleet", "FleetSettings", "Host", "Member", "counts", "partial"]

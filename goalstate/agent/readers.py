@@ -169,5 +169,5 @@ class Readers:
                 log.info("a reader did not close", topic=reader.topic, error=str(error))
 
     def _delay(self, failures: int) -> float:
-        longest = min(RETRY_S * 2 ** min(failures - 1, 10), RETRY_MAX_S)
+        longest: float = min(RETRY_S * 2 ** min(failures - 1, 10), RETRY_MAX_S)
         return longest * (0.5 + 0.5 * self._random.random())

@@ -147,7 +147,7 @@ def demo(
     """Start broker, DPM and a fleet; apply, change and check a region; say how long it took."""
     from goalstate.cli import servers
 
-    _end(servers.demo(broker, hosts, vpcs, seed, json, keep))
+    _end(servers.demo(broker, hosts, vpcs, seed, keep, Output(json)))
 
 
 @broker_app.command("start")

@@ -7,7 +7,7 @@ never equal; of a counting host only the inbox is compared, and it is listed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from goalstate.cli.errors import ExitCode, InputError
 from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import Output
 from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import HostSummary
+from goalstate.gs.pb.goalstate.northbound.v1.intent_pb2 import Intent
 from goalstate.gs.streams import StreamKind
 from goalstate.scale import oracle
 from goalstate.scale.oracle import Difference, Oracle
@@ -31,6 +32,8 @@ class Comparison:
     #: Hosts that were compared, among them the counting ones.
     compared: list[str] = field(default_factory=list)
     counting: list[str] = field(default_factory=list)
+    #: Resources that the compared hosts hold.
+    resources: int = 0
     #: Hosts that could not be asked, and why.
     unknown: dict[str, str] = field(default_factory=dict)
     #: Differences in all, by host, and the first of them.
@@ -61,15 +64,24 @@ def diff(dpm: str, vpc: str, host: str, limit: int, out: Output) -> ExitCode:
 
 
 def compare(
-    client: DataPlaneManager, out: Output, *, vpc: str = "", host: str = "", limit: int = 100
+    client: DataPlaneManager,
+    out: Output,
+    *,
+    intents: Iterable[Intent] | None = None,
+    vpc: str = "",
+    host: str = "",
+    limit: int = 100,
 ) -> Comparison:
     """Compare all hosts, those with ports in a VPC, or one; keep `limit` differences.
 
+    `intents`: what was sent, in order; without it, the publisher's word for it is taken.
     Raises CommandError.
     """
     status = client.status(hosts=True)
     own_stream = any(s.stream.startswith(f"{StreamKind.SECURITY_GROUP}/") for s in status.streams)
-    expected = oracle.expected([client.intent()], security_groups_own_stream=own_stream)
+    expected = oracle.expected(
+        [client.intent()] if intents is None else intents, security_groups_own_stream=own_stream
+    )
     wanted = _wanted(expected, vpc, host)
     known = inspection.addresses(status.host_list)
     where = {one: known[one] for one in wanted if one in known}
@@ -85,6 +97,7 @@ def compare(
                     found.unknown[one] = answer.why_not(one)
                     continue
                 found.add(one, compared.finish(), limit)
+                found.resources += compared.resources
                 if compared.counting:
                     found.counting.append(one)
             bar.advance(len(answer.hosts))
@@ -110,6 +123,7 @@ class _Compared:
 
     def __init__(self, expected: Oracle, summary: HostSummary) -> None:
         self.counting = summary.counting
+        self.resources = summary.resources
         self._comparison = oracle.Comparison(expected, summary.host, counting=summary.counting)
 
     def add(self, stream: str, state: Any) -> None:
@@ -124,6 +138,7 @@ def document(found: Comparison) -> dict[str, Any]:
         "change": found.change,
         "change_after": found.change_after,
         "hosts_compared": len(found.compared),
+        "resources": found.resources,
         "counting_hosts": found.counting,
         "unknown_hosts": found.unknown,
         "differences_total": found.total,

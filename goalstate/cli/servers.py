@@ -26,13 +26,11 @@ from goalstate.process import StartError, write_ready_file
 _LOOK_S = 0.5
 
 
-def demo(broker: str, hosts: int, vpcs: str, seed: int, json_output: bool, keep: bool) -> int:
-    from goalstate.scale.demo import main
+def demo(broker: str, hosts: int, vpcs: str, seed: int, keep: bool, out: Output) -> ExitCode:
+    from goalstate.cli.demo import demo as run
 
     with _explained(broker):
-        return main(
-            broker=broker, hosts=hosts, vpcs=vpcs, seed=seed, json_output=json_output, keep=keep
-        )
+        return run(broker=broker, hosts=hosts, vpcs=vpcs, seed=seed, keep=keep, out=out)
 
 
 def broker(

@@ -177,7 +177,10 @@ REFUSED: dict[str, tuple[Intent, list[tuple[str, str, str]]]] = {
     ),
     "subnet changes VPC": (
         Intent(subnets=(Subnet("t1", "v1", cidr="10.0.7.0/24"),)),
-        [("subnets[0].vpc_id", "IMMUTABLE", "of VPC v2")],
+        [
+            ("subnets[0].vpc_id", "IMMUTABLE", "of VPC v2"),
+            ("subnets[0].cidr", "OUTSIDE_SUBNET", "port q1 (10.0.1.7)"),
+        ],
     ),
     "subnet outside VPC": (
         a_subnet(cidr="10.1.0.0/24"),
@@ -546,7 +549,7 @@ def test_all_violations_are_named_in_the_order_of_the_fields() -> None:
     intent = Intent(
         hosts=a_host(ip_address="x").hosts,
         subnets=a_subnet(cidr="y").subnets,
-        ports=(port(20, host_id="h9"), port(21, mac_address="z"), port(20)),
+        ports=(port(20, host_id="h8"), port(21, mac_address="z"), port(20)),
         deletes=(Deletion(P, "p99"),),
     )
     desired = region()

@@ -1,0 +1,71 @@
+"""Makes the hosts of an agent process known to a DPM, through its northbound API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc
+import structlog
+
+from goalstate.gs.naming import SimulatedHost
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
+from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.process import StartError
+
+log = structlog.get_logger()
+
+#: Hosts in one intent.
+BATCH = 1000
+RETRY_S = 0.5
+#: What passes by itself: the DPM starts, or waits for its broker.
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+async def register(hosts: Sequence[SimulatedHost], address: str, timeout_s: float) -> None:
+    """Returns when the DPM at `address` has accepted all hosts.
+
+    Raises StartError if it refuses one, or does not accept them within `timeout_s` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = api_grpc.DataPlaneManagerStub(channel)
+        for first in range(0, len(hosts), BATCH):
+            batch = hosts[first : first + BATCH]
+            intent = intent_pb2.Intent(
+                hosts=[
+                    intent_pb2.Host(
+                        id=host.id,
+                        ip_address=host.ip_address,
+                        mac_address=host.mac_address,
+                        group=host.group,
+                    )
+                    for host in batch
+                ]
+            )
+            await _apply(stub, api.ApplyRequest(intent=intent), address, deadline)
+            log.info("registered", hosts=first + len(batch), of=len(hosts), dpm=address)
+
+
+async def _apply(
+    stub: api_grpc.DataPlaneManagerStub, request: api.ApplyRequest, address: str, deadline: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        left = deadline - loop.time()
+        try:
+            await stub.Apply(request, timeout=max(left, 0.001))
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _PASSING:
+                raise StartError(
+                    f"the DPM at {address} does not take the hosts: {error.details()}"
+                ) from error
+            if left <= RETRY_S:
+                raise StartError(
+                    f"the DPM at {address} did not take the hosts in time: {error.details()}; "
+                    "is it up? give another address, or start without --register"
+                ) from error
+        await asyncio.sleep(RETRY_S)
