@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -110,7 +110,7 @@ async def run(
                     program_limit=config.program_limit,
                 ),
                 # Processes spread over the shards; one process keeps to one.
-                report_topic=topics.reports(config.first // config.group_size + os.getpid()),
+                report_topic=topics.reports(os.getpid()),
                 clock_id=clock_id(),
                 lease_s=config.lease_s,
                 report_delay_s=config.report_delay_ms / 1e3,
@@ -151,18 +151,16 @@ async def run(
     log.info("stopped")
 
 
-async def _unless(stop: asyncio.Event, starting: Any) -> bool:
+async def _unless(stop: asyncio.Event, starting: Coroutine[Any, Any, None]) -> bool:
     """Wait for `starting`, unless `stop` is set before; was it not?"""
-    tasks = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    started = tasks[0].done()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(tasks[1], return_exceptions=True)
+    start, stopped = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+    started = start.done()
+    start.cancel()
+    stopped.cancel()
+    await asyncio.gather(start, stopped, return_exceptions=True)
     if started:
-        tasks[0].result()
-    else:
-        await asyncio.gather(tasks[0], return_exceptions=True)
+        start.result()
     return started
 
 

@@ -20,6 +20,8 @@ Progress = Callable[[str], None]
 #: Seconds between two looks at a process or its health.
 _POLL = 0.1
 _TAIL_LINES = 15
+#: Seconds that a broker may take to get ready.
+_READY_BOUND = 180.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -93,13 +95,19 @@ class Child:
 
     def await_ready(self, what: str, ready: Callable[[], bool], progress: Progress) -> None:
         """Wait up to 180 s for `ready()`. Raises BrokerFailed with the end of the log."""
+        try:
+            self._await_ready(what, ready, progress)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await_ready(self, what: str, ready: Callable[[], bool], progress: Progress) -> None:
         begin = time.monotonic()
         told = 0
         while not ready():
             waited = time.monotonic() - begin
-            if not self.alive or waited > 180:
-                self.stop()
-                why = "did not get ready within 180 s" if waited > 180 else "ended at its start"
+            if not self.alive or waited > _READY_BOUND:
+                why = "ended at its start" if not self.alive else "did not get ready in time"
                 raise BrokerFailed(f"{what} {why}; the end of {self.log}:\n{tail(self.log)}")
             if int(waited) > told:
                 told = int(waited)

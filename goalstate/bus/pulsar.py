@@ -37,9 +37,9 @@ import itertools
 import os
 import secrets
 import struct
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from threading import get_ident
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,7 +109,7 @@ def _message_id(topic: str, position: bytes) -> Any:
     return _pulsar.MessageId(-1, ledger, entry, index - 1)
 
 
-_kept_threads: set[int] = set()
+_thread = threading.local()
 
 
 def _keep_thread_state() -> None:
@@ -119,8 +119,8 @@ def _keep_thread_state() -> None:
     afterwards. From Python 3.11 on this maps and unmaps memory, which costs a third of a delivery.
     One unmatched "ensure" keeps the state. It is small; a client has two such threads.
     """
-    _kept_threads.add(get_ident())
     ctypes.pythonapi.PyGILState_Ensure()
+    _thread.kept = True
 
 
 class _Decoder:
@@ -205,7 +205,7 @@ class PulsarProducer:
         handler = self._on_answer
 
         def answered(result: Any, message_id: Any) -> None:
-            if get_ident() not in _kept_threads:
+            if not hasattr(_thread, "kept"):
                 _keep_thread_state()
             put(handler, answer, result, message_id)
 
@@ -402,7 +402,7 @@ class PulsarBus:
         receive = reader.receive
 
         def listener(_: Any, raw: Any) -> None:
-            if get_ident() not in _kept_threads:
+            if not hasattr(_thread, "kept"):
                 _keep_thread_state()
             put(raw.length() + _MESSAGE_OVERHEAD, receive, raw)
 

@@ -17,7 +17,8 @@ from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import Output
 from goalstate.cli.plain import plain
 from goalstate.cli.rpc import MESSAGE_LIMIT
-from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs import intent_codec
+from goalstate.gs.intent import Deletion, Intent, ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import ApplyReply, WaitRequest
 
 #: Bytes that a request has around its intent, at the most.
@@ -33,13 +34,13 @@ def delete(
     dpm: str, kind: str, id_: str, cascade: bool, wanted: WaitRequest | None, out: Output
 ) -> ExitCode:
     """Delete one object."""
-    names = [name for name in intent_pb2.ObjectKind.keys() if not name.endswith("UNSPECIFIED")]
-    name = kind.upper().replace("-", "_")
-    if name not in names:
-        known = ", ".join(known.lower().replace("_", "-") for known in names)
-        raise InputError(f"there are no objects of kind {kind!r}", f"the kinds are {known}")
-    intent = intent_pb2.Intent()
-    intent.deletes.add(kind=intent_pb2.ObjectKind.Value(name), id=id_, cascade=cascade)
+    kinds = {known.name.lower().replace("_", "-"): known for known in ObjectKind}
+    known = kinds.get(kind.lower().replace("_", "-"))
+    if known is None:
+        raise InputError(
+            f"there are no objects of kind {kind!r}", f"the kinds are {', '.join(kinds)}"
+        )
+    intent = intent_codec.to_proto(Intent(deletes=[Deletion(known, id_, cascade)]))
     return send(dpm, [Document(f"delete {kind} {id_}", 1, intent)], wanted, out)
 
 

@@ -21,6 +21,7 @@ from goalstate.bus.errors import BrokerUnreachable, BusError
 from goalstate.cli.errors import ExitCode, InputError, Unreachable
 from goalstate.cli.files import read_bytes
 from goalstate.cli.output import Output
+from goalstate.cli.plain import brief
 from goalstate.gs.errors import MalformedMessage, MessageError
 from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import Report
@@ -32,6 +33,11 @@ from goalstate.gs.versions import FORMAT_V1, decode
 
 #: The largest message taken from a file, in bytes: protobuf's own limit.
 _LIMIT = 2**31 - 1
+#: Fields that the other columns tell, or that say nothing (a neighbor's type is derived by who
+#: reads it, and a rule is always there whole).
+_TOLD = frozenset(
+    {"id", "revision_number", "update_type", "operation_type", "neighbor_type", "security_group_id"}
+)
 
 
 class Raw(NamedTuple):
@@ -224,15 +230,5 @@ def _rows(message: Any) -> Iterator[tuple[object, ...]]:
                 kind.name.lower(),
                 config.id,
                 config.revision_number,
-                text_format.MessageToString(_bare(config), as_one_line=True, as_utf8=True),
+                brief(config, _TOLD),
             )
-
-
-def _bare(config: Any) -> Any:
-    """A copy without what the other columns say."""
-    bare = type(config)()
-    bare.CopyFrom(config)
-    for name in ("id", "revision_number", "update_type"):
-        if name in bare.DESCRIPTOR.fields_by_name:
-            bare.ClearField(name)
-    return bare

@@ -49,7 +49,8 @@ class DataPlaneManager:
 
     def wait(self, request: api.WaitRequest) -> api.WaitReply:
         with self._server.errors("the wait"):
-            return self._stub.Wait(request, timeout=request.timeout_s + _GRACE_S)
+            reply: api.WaitReply = self._stub.Wait(request, timeout=request.timeout_s + _GRACE_S)
+        return reply
 
     def watch(self, request: api.WaitRequest) -> Iterator[api.WaitReply]:
         with self._server.errors("the watch"):
@@ -58,13 +59,14 @@ class DataPlaneManager:
     def status(self, vpc_id: str = "", *, hosts: bool = False) -> api.StatusReply:
         request = api.StatusRequest(vpc_id=vpc_id, hosts=hosts)
         with self._server.errors("the status"):
-            return self._stub.GetStatus(request, timeout=CALL_S)
+            reply: api.StatusReply = self._stub.GetStatus(request, timeout=CALL_S)
+        return reply
 
     def intent(
         self,
         *,
         vpc_id: str = "",
-        kind: intent_pb2.ObjectKind = intent_pb2.OBJECT_KIND_UNSPECIFIED,
+        kind: intent_pb2.ObjectKind.ValueType = intent_pb2.OBJECT_KIND_UNSPECIFIED,
         id_: str = "",
     ) -> intent_pb2.Intent:
         """The accepted intent: all of it, one VPC's, all of a kind, or one object."""

@@ -63,7 +63,12 @@ class Output:
             )
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
-        _console(stderr=False).print(table)
+        console = _console(stderr=False)
+        with console.capture() as captured:
+            console.print(table)
+        # Without the blanks that fill the last column up.
+        lines = captured.get().splitlines()
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in lines))
 
     def note(self, line: str, style: str = "") -> None:
         """A message to whoever sits there: stderr."""

@@ -1,4 +1,4 @@
-"""Protobuf messages of the APIs as plain JSON values.
+"""Protobuf messages as plain JSON values, and on one line for people.
 
 Unlike protobuf's own JSON form, numbers of 64 bits are numbers here, all fields are there (also
 those that are zero), and names are as in the .proto files: what a script wants to read.
@@ -15,6 +15,31 @@ from google.protobuf.message import Message
 def plain(message: Message) -> dict[str, Any]:
     """All fields of a message; enums by lower-case name, bytes in hexadecimal."""
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def brief(message: Message, but: frozenset[str] = frozenset()) -> str:
+    """A message on one line, as `name=value`; without what is empty, and the fields of `but`.
+
+    Enums are shown also where they are zero: that is a value like the others (EGRESS, TCP), which
+    protobuf's own text leaves out.
+    """
+    return _brief(plain(message), but)
+
+
+def _brief(values: dict[str, Any], but: frozenset[str]) -> str:
+    return " ".join(
+        f"{name}={_brief_value(value, but)}"
+        for name, value in values.items()
+        if name not in but and value not in ("", 0, None, [], {})
+    )
+
+
+def _brief_value(value: Any, but: frozenset[str]) -> str:
+    if isinstance(value, dict):
+        return f"{{{_brief(value, but)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_brief_value(item, but) for item in value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _field(message: Message, field: Any) -> Any:

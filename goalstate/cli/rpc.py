@@ -73,7 +73,7 @@ class Server:
             found = violations(error)
             return Refused(f"{where} refused {what}: {said}", detail=found)
         if code is grpc.StatusCode.NOT_FOUND:
-            return InputError(f"{where} knows of no such thing: {said}")
+            return InputError(said, f"is {self.address} the {self.name} that you mean?")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return Refused(
                 f"{what} is too large for {where}: {said}", "split it into several documents"

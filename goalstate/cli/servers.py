@@ -107,7 +107,7 @@ def _await_end(pids: Sequence[int]) -> None:
 def dpm(file: Path | None, **flags: Any) -> ExitCode:
     from goalstate.dpm.__main__ import main
     from goalstate.dpm.config import DpmConfig
-    from goalstate.dpm.errors import LogHeld
+    from goalstate.dpm.errors import DpmError, LogHeld
 
     config = _configuration(DpmConfig, file, flags)
     with _explained(config.broker):
@@ -118,6 +118,8 @@ def dpm(file: Path | None, **flags: Any) -> ExitCode:
                 f"another DPM serves region {config.region!r}: {error}",
                 "stop it, or give another --region",
             ) from error
+        except DpmError as error:
+            raise CommandError(f"the DPM cannot go on: {error}", "") from error
     return ExitCode.OK
 
 
@@ -140,7 +142,7 @@ def _configuration(model: Any, file: Path | None, flags: Mapping[str, Any]) -> A
         return model.load(file, **flags)
     except ValidationError as error:
         wrong = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"]]))
             for item in error.errors()
         ]
         missing = any(item["loc"] == ("broker",) for item in error.errors())
@@ -167,4 +169,7 @@ def _explained(broker: str) -> Iterator[None]:
     except (BrokerNotFound, BrokerFailed, StartError) as error:
         raise Unreachable(str(error), "") from error
     except BusError as error:
-        raise CommandError(f"the broker at {broker}: {error}", "its log says more") from error
+        raise InputError(
+            f"the broker at {broker} cannot be used: {error}",
+            "give --broker pulsar://HOST:PORT (GOALSTATE_BROKER_URL)",
+        ) from error

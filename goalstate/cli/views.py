@@ -101,7 +101,7 @@ def show_vpc(dpm: str, id_: str, out: Output) -> ExitCode:
     out.text(f"VPC {vpc.id} {_quoted(vpc.name)}: {vpc.cidr}, tunnel id {vpc.tunnel_id}")
     out.text(f"project {vpc.project_id or '-'}; ports on {len(hosts)} hosts")
     out.table(
-        ("objects", "#", "ids"),
+        ("objects", "count#", "ids"),
         ((name.replace("_", " "), len(items), _some(items)) for name, items in objects.items()),
     )
     out.text()

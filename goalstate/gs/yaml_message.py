@@ -25,8 +25,11 @@ from goalstate.gs.errors import IntentSyntaxError
 
 M = TypeVar("M", bound=Message)
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+#: Levels of nesting; no message here comes near.
+_MAX_DEPTH = 32
 
 # An escape counts only after an even number of backslashes.
 _PAIR = re.compile(
@@ -43,6 +46,25 @@ _INTEGERS = {
     FieldDescriptor.TYPE_INT32: (-(1 << 31), (1 << 31) - 1),
     FieldDescriptor.TYPE_INT64: (-(1 << 63), (1 << 63) - 1),
 }
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """Bounds the nesting: the loader in C recurses, and overruns the stack of the process.
+
+    The two methods are called around each node; what they do otherwise is of no use here.
+    """
+
+    _depth = 0
+
+    def descend_resolver(self, current_node: Any, _index: Any) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(
+                None, None, "this is nested too deeply", current_node.start_mark
+            )
+
+    def ascend_resolver(self) -> None:
+        self._depth -= 1
 
 
 def parse(text: str, source: str, type_: type[M]) -> list[M]:
@@ -74,8 +96,6 @@ def parse(text: str, source: str, type_: type[M]) -> list[M]:
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
         raise IntentSyntaxError(source, line, "", "this is no Unicode text") from None
-    except RecursionError:
-        raise IntentSyntaxError(source, 1, "", "this is nested too deeply") from None
     finally:
         if loader is not None:
             loader.dispose()

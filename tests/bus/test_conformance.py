@@ -13,6 +13,7 @@ from goalstate.bus import conformance
 from goalstate.bus.base import Bus
 from goalstate.bus.brokers import Broker
 from goalstate.bus.connect import connect
+from goalstate.bus.embedded import EmbeddedBus
 from goalstate.bus.errors import BrokerUnreachable
 from goalstate.bus.memory import MemoryBroker, MemoryBus
 from goalstate.bus.process import free_ports
@@ -47,7 +48,10 @@ class ProcessHarness:
         self._run = time.time_ns()
 
     async def connect(self) -> Bus:
-        return await connect(self._broker.url)
+        url = self._broker.url
+        if self._broker.kind == "embedded":
+            return await EmbeddedBus.connect(url, timeout=3)
+        return await connect(url)
 
     async def connect_to_nobody(self) -> Bus:
         scheme = self._broker.url.split(":")[0]

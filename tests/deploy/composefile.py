@@ -1,4 +1,4 @@
-"""Reads docker-compose.yml as Docker Compose does, as far as this project's file goes."""
+"""Reads docker-compose.yml as Docker does, as far as this file needs it, and the dashboard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker-compose.yml"
+DASHBOARD = ROOT / "deploy/grafana/dashboards/goalstate.json"
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+):-(?P<default>[^}]*)\}|(?P<other>.))")
 
@@ -66,3 +67,15 @@ def health_command(service: Mapping[str, Any], environment: Mapping[str, str]) -
     kind, *parts = service["healthcheck"]["test"]
     filled = [filled_in(part, environment) for part in parts]
     return ["sh", "-c", *filled] if kind == "CMD-SHELL" else filled
+
+
+def dashboard() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(DASHBOARD.read_text("utf-8"))
+    return document
+
+
+def expressions() -> list[str]:
+    """All that the dashboard asks Prometheus."""
+    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    return asked + [note["expr"] for note in dashboard()["annotations"]["list"]]

@@ -8,7 +8,7 @@ What a container engine would do is done here by replacing text, and nothing els
     0.0.0.0                         127.0.0.1
     port 50151, 9151, 50152, 9152   0, any free one, where a process listens
     $(hostname):50152               127.0.0.1:0; in the health check, where the agents say
-    $(hostname)                     the name of the "container"
+    /slots                          a temporary folder
     /opt/goalstate/health.py        deploy/health.py
 
 Two options are added: --region, as the broker is not for this test alone, and --ready-file, which
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from goalstate.bus.brokers import Broker
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2, agent_pb2_grpc
@@ -113,7 +115,7 @@ def running(
     ready_file, log = folder / f"{label}.json", folder / f"{label}.log"
     added = [f"--region={region}", f"--ready-file={ready_file}"]
     command = [replaced(part, replacements) for part in composefile.command(service, SETTINGS)]
-    if command[:2] == ["sh", "-c"]:
+    if command[0] == "sh":
         command[2] += " " + shlex.join(added)
     else:
         command += added
@@ -163,12 +165,14 @@ def stack(apache_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> It
         "--metrics-port=9151": "--metrics-port=0",
         "--metrics-port=9152": "--metrics-port=0",
         "$(hostname):50152": "127.0.0.1:0",
+        "/slots": str(folder / "slots"),
     }
+    (folder / "slots").mkdir()
     with ExitStack() as all_of_them:
         dpm = all_of_them.enter_context(running("dpm", "dpm", base, region, folder))
         agents = {}
         for container in CONTAINERS:
-            local = base | {"dpm:50151": dpm.listen, "$(hostname)": container}
+            local = base | {"dpm:50151": dpm.listen}
             agents[container] = all_of_them.enter_context(
                 running("agents", container, local, region, folder)
             )
@@ -229,11 +233,10 @@ def test_each_container_of_agents_has_hosts_of_its_own(stack: Stack) -> None:
     channel, dpm = northbound(stack)
     with channel:
         status = dpm.GetStatus(api.StatusRequest(hosts=True), timeout=BOUND)
-    names = [host.host for host in status.host_list]
-    assert len(names) == len(set(names)) == int(SETTINGS["HOSTS"]) * len(CONTAINERS)
-    for container in CONTAINERS:
-        own = [name for name in names if name.startswith(f"{container}-")]
-        assert len(own) == int(SETTINGS["HOSTS"])
+    number = int(SETTINGS["HOSTS"]) * len(CONTAINERS)
+    assert sorted(host.host for host in status.host_list) == [
+        f"host-{index:06d}" for index in range(number)
+    ]
 
 
 def test_an_intent_reaches_the_hosts_of_all_containers(stack: Stack) -> None:
@@ -257,10 +260,19 @@ def test_an_intent_reaches_the_hosts_of_all_containers(stack: Stack) -> None:
     assert applied == dict.fromkeys(hosts, everybody)
 
 
-def test_what_prometheus_collects_is_served_where_the_file_says(stack: Stack) -> None:
-    assert "goalstate_dpm_epoch" in stack.dpm.metrics()
-    for agents in stack.agents.values():
-        assert "goalstate_agent_readers" in agents.metrics()
+def test_the_dashboard_asks_for_labels_that_are_exported_where_the_file_says(stack: Stack) -> None:
+    labels: dict[str, set[str]] = {}
+    for each in (stack.dpm, *stack.agents.values()):
+        for family in text_string_to_metric_families(each.metrics()):
+            for sample in family.samples:
+                labels.setdefault(sample.name, set()).update(sample.labels)
+    added_by_prometheus = {"instance", "job"}
+    for expression in composefile.expressions():
+        metrics = re.findall(r"goalstate_\w+", expression)
+        grouped = ", ".join(re.findall(r"by \(([^)]*)\)", expression)).split(", ")
+        used = {*filter(None, grouped), *re.findall(r"(\w+)=", expression)}
+        known = added_by_prometheus.union(*(labels[metric] for metric in metrics))
+        assert used <= known, expression
 
 
 def test_a_stop_is_orderly(stack: Stack) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from goalstate.gs.desired import Changes, Desired
@@ -110,10 +110,21 @@ def violations(desired: Desired, intent: Intent) -> list[Violation]:
 def snapshot(desired: Desired) -> dict[str, Any]:
     """Everything that the state holds, the order within aside."""
     return {
-        name: copy.deepcopy(value)
+        name: _copied(value)
         for name, value in vars(desired).items()
         if name not in ("_link", "_unlink", "_used", "_tables")
     }
+
+
+def _copied(value: Any) -> Any:
+    """Containers are copied; what they hold cannot change."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(value)
+    if is_dataclass(value):
+        return {f.name: _copied(getattr(value, f.name)) for f in fields(value)}
+    return value
 
 
 def contents(desired: Desired) -> dict[str, Any]:

@@ -217,9 +217,7 @@ def test_a_cascade_spares_what_the_intent_moves_away() -> None:
 def test_what_is_in_use_may_go_with_its_users_or_once_they_let_go() -> None:
     d = region()
     group = GROUPS[1]._replace(rules=())
-    free = tuple(p._replace(security_group_ids=()) for p in PORTS[:2]) + (
-        PORTS[3]._replace(security_group_ids=()),
-    )
+    free = tuple(PORTS[i]._replace(security_group_ids=()) for i in (0, 1, 3))
     apply(
         d, Intent(security_groups=(group,), ports=free, deletes=(Deletion(K.SECURITY_GROUP, "g1"),))
     )
