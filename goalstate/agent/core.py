@@ -260,7 +260,8 @@ class HostCore:
             self._take(stream, reading, content, previous, now)
         agrees = content is None or reading.agrees(envelope)
         if agrees and content is not None and (reading.unread or reading.malformed):
-            self._reconcile(stream, reading)
+            # The digest shows that the rest of the content came otherwise.
+            self.exceptions_changed |= reading.reconcile()
         if stream.shadow is not None:
             if reading.mark >= stream.live.mark and not reading.loading:
                 self._swap(stream, now)
@@ -301,14 +302,6 @@ class HostCore:
         if content.malformed or reading.malformed:
             self.exceptions_changed = True
         reading.note(content)
-
-    def _reconcile(self, stream: Stream, reading: Reading) -> None:
-        """The digest agrees: what could not be read is held by now, or gone."""
-        if stream.id.kind is StreamKind.INBOX and reading.expected is None:
-            return
-        reading.unread.clear()
-        reading.malformed.clear()
-        self.exceptions_changed = True
 
     # --- repair ---
 

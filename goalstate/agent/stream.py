@@ -181,6 +181,16 @@ class Reading:
         if content.digest is not None:
             self.expected = content.digest
 
+    def reconcile(self) -> bool:
+        """What could not be read before the newest message is held by now, or gone.
+
+        Was there anything of that?
+        """
+        before = len(self.unread) + len(self.malformed)
+        self.unread = {k: v for k, v in self.unread.items() if v.mark == self.mark}
+        self.malformed = {k: v for k, v in self.malformed.items() if v.mark == self.mark}
+        return len(self.unread) + len(self.malformed) < before
+
     def agrees(self, envelope: Envelope) -> bool:
         """Is what is held what the publisher says, as of the message just read?
 

@@ -168,8 +168,10 @@ def describe(found: Comparison, out: Output) -> None:
     hosts = f"{len(found.compared)} hosts at change {found.change}"
     if found.total:
         out.text(f"{found.total} differences on {len(found.by_host)} of {hosts}", style="red")
-    else:
+    elif found.compared:
         out.text(f"no differences on {hosts}", style="green")
+    else:
+        out.text("no host could be compared", style="yellow")
 
 
 def _unknown(unknown: Mapping[str, str], out: Output) -> None:

@@ -1,4 +1,4 @@
-"""`goalstate demo`: the whole system at work on this machine, and an independent look at the result.
+"""`goalstate demo`: the whole system at work on this machine, and an independent look at it.
 
 Broker, publisher and a fleet of hosts run as processes of their own. What the hosts hold at the end
 is compared with what the oracle computes from the intent that was sent, by code that shares nothing
@@ -38,14 +38,14 @@ STEP_S = 120.0
 _KINDS = ("auto", "apache", "docker", "embedded")
 
 
-def demo(
-    *, broker: str, hosts: int, vpcs: str, seed: int, keep: bool, out: Output
-) -> ExitCode:
+def demo(*, broker: str, hosts: int, vpcs: str, seed: int, keep: bool, out: Output) -> ExitCode:
     """Run it. Raises CommandError, BrokerNotFound, BrokerFailed, BrokerUnreachable."""
     try:
         region = Region(hosts=hosts, vpcs=generate.parse_mix(vpcs), seed=seed)
     except ValueError as error:
-        raise InputError(str(error), "write the mix as 5x1000,45x100 and give fewer ports") from None
+        raise InputError(
+            str(error), "write the mix as 5x1000,45x100 and give fewer ports"
+        ) from None
     if broker not in _KINDS and "://" not in broker:
         raise InputError(
             f"{broker!r} is no broker", f"give {', '.join(_KINDS)}, or the URL of a running one"

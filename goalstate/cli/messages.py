@@ -33,11 +33,11 @@ from goalstate.gs.versions import FORMAT_V1, decode
 
 #: The largest message taken from a file, in bytes: protobuf's own limit.
 _LIMIT = 2**31 - 1
-#: Fields that the other columns tell, or that say nothing (a neighbor's type is derived by who
-#: reads it, and a rule is always there whole).
-_TOLD = frozenset(
-    {"id", "revision_number", "update_type", "operation_type", "neighbor_type", "security_group_id"}
-)
+#: Fields that the other columns tell.
+_TOLD = frozenset({"id", "revision_number", "update_type"})
+#: Fields that say nothing: a neighbor's type is derived by who reads it, and a rule's operation and
+#: group are its group's.
+_SILENT = frozenset({"operation_type", "neighbor_type", "security_group_id"})
 
 
 class Raw(NamedTuple):
@@ -230,5 +230,5 @@ def _rows(message: Any) -> Iterator[tuple[object, ...]]:
                 kind.name.lower(),
                 config.id,
                 config.revision_number,
-                brief(config, _TOLD),
+                brief(config, _TOLD, _SILENT),
             )

@@ -17,28 +17,32 @@ def plain(message: Message) -> dict[str, Any]:
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
 
-def brief(message: Message, but: frozenset[str] = frozenset()) -> str:
-    """A message on one line, as `name=value`; without what is empty, and the fields of `but`.
+def brief(
+    message: Message, told: frozenset[str] = frozenset(), silent: frozenset[str] = frozenset()
+) -> str:
+    """A message on one line, as `name=value`, without what is empty.
 
-    Enums are shown also where they are zero: that is a value like the others (EGRESS, TCP), which
-    protobuf's own text leaves out.
+    Also without its fields of `told`, and those of `silent` at any depth. Enums are shown where
+    they are zero as well: that is a value like the others (EGRESS, TCP), which protobuf's own text
+    leaves out.
     """
-    return _brief(plain(message), but)
+    values = plain(message)
+    return _brief({name: value for name, value in values.items() if name not in told}, silent)
 
 
-def _brief(values: dict[str, Any], but: frozenset[str]) -> str:
+def _brief(values: dict[str, Any], silent: frozenset[str]) -> str:
     return " ".join(
-        f"{name}={_brief_value(value, but)}"
+        f"{name}={_brief_value(value, silent)}"
         for name, value in values.items()
-        if name not in but and value not in ("", 0, None, [], {})
+        if name not in silent and value not in ("", 0, None, [], {})
     )
 
 
-def _brief_value(value: Any, but: frozenset[str]) -> str:
+def _brief_value(value: Any, silent: frozenset[str]) -> str:
     if isinstance(value, dict):
-        return f"{{{_brief(value, but)}}}"
+        return f"{{{_brief(value, silent)}}}"
     if isinstance(value, list):
-        return f"[{', '.join(_brief_value(item, but) for item in value)}]"
+        return f"[{', '.join(_brief_value(item, silent) for item in value)}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

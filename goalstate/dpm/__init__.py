@@ -1,1 +1,1 @@
-"""The data plane manager: takes intent, keeps it, publishes goal state, and says when hosts have it."""
+"""The data plane manager: takes intent, publishes goal state, and says when hosts have it."""

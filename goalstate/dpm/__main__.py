@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from goalstate.bus.admin import ensure_namespace
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
 from goalstate.dpm.config import DpmConfig
@@ -64,7 +65,7 @@ async def run(
     own_bus = bus is None
     if bus is None:
         if config.admin_url:
-            await _make_namespace(config.admin_url, config.region)
+            await ensure_namespace(config.admin_url, "goalstate", config.region)
         bus = await connect(config.broker, compression=config.compression)
     metrics = Metrics()
     engine = Engine(
@@ -113,12 +114,6 @@ async def run(
         if own_bus:
             await bus.close()
     log.info("stopped")
-
-
-async def _make_namespace(admin_url: str, region: str) -> None:
-    from goalstate.bus.admin import ensure_namespace
-
-    await ensure_namespace(admin_url, "goalstate", region)
 
 
 def _serve_metrics(config: DpmConfig, metrics: Metrics) -> tuple[Any, Any] | None:

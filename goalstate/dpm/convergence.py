@@ -215,7 +215,8 @@ class Convergence:
             self._forget(wait, host)
 
     def progress(self, wait: Wait, now_ns: int, max_stragglers: int = 20) -> Progress:
-        expired, behind = [], []
+        expired: list[str] = []
+        behind: list[str] = []
         for host in wait.missing:
             (expired if self.lease(host, now_ns) is Lease.EXPIRED else behind).append(host)
         hosts = wait.concerned - len(expired)

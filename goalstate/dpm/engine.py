@@ -37,7 +37,7 @@ from goalstate.gs.errors import GoalStateError
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.streams import vpc_stream
+from goalstate.gs.streams import StreamId, vpc_stream
 from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
@@ -101,7 +101,7 @@ class Engine:
 
     async def start(self) -> None:
         """Become what the log says, then serve. Raises LogHeld, LogUnreadable, BusError."""
-        self.convergence = Convergence(lambda host, stream: self.core.follows(host, stream))
+        self.convergence = Convergence(self._follows)
         for shard in range(self.topics.report_shards):
             reader = await self._bus.open_reader(
                 self.topics.reports(shard), LATEST, self._on_report
@@ -301,6 +301,9 @@ class Engine:
             self._requirements.popitem(last=False)
 
     # --- convergence ---
+
+    def _follows(self, host: str, stream: StreamId) -> bool:
+        return self.core.follows(host, stream)  # of the core as it is now: recovery makes another
 
     def _on_report(self, message: Message) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2
@@ -41,7 +41,8 @@ _WHY = {
     Why.PENDING: api.Straggler.PENDING,
 }
 
-Context = grpc.aio.ServicerContext
+#: grpc.aio.ServicerContext; the library has no types.
+Context: TypeAlias = Any
 
 
 class NorthboundService(api_grpc.DataPlaneManagerServicer):
@@ -59,7 +60,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         except IntentRejected as error:
             await _refuse(context, error)
         except NotServing as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def ApplyStream(
         self, request_iterator: AsyncIterator[api.ApplyRequest], context: Context
@@ -76,7 +77,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     ],
                 )
             except NotServing as error:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def _apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
         started = time.perf_counter()
@@ -143,10 +144,12 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         elif not 0 <= request.timeout_s <= MAX_WAIT_S:
             problem = f"timeout_s: {request.timeout_s:g} is not from 0 to {MAX_WAIT_S:g}"
         if problem:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         if target == "vpc_id" and not self._engine.knows_vpc(request.vpc_id):
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"there is no VPC {request.vpc_id!r}, and never was"
+            await _abort(
+                context,
+                grpc.StatusCode.NOT_FOUND,
+                f"there is no VPC {request.vpc_id!r}, and never was",
             )
         try:
             return await self._engine.wait(
@@ -158,15 +161,17 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 on_progress=on_progress,
             )
         except UnknownChange as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
 
     # --- what is ---
 
     async def GetStatus(self, request: api.StatusRequest, context: Context) -> api.StatusReply:
         engine = self._engine
         if request.vpc_id and not engine.knows_vpc(request.vpc_id):
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"there is no VPC {request.vpc_id!r}, and never was"
+            await _abort(
+                context,
+                grpc.StatusCode.NOT_FOUND,
+                f"there is no VPC {request.vpc_id!r}, and never was",
             )
         async with engine.lock:
             return self._status(request.vpc_id, request.hosts)
@@ -235,7 +240,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             pieces = self._pieces(request)
         if not pieces and request.id:
             kind = ObjectKind(request.kind).word if request.kind else "object"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
+            await _abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
         for piece in pieces:
             yield intent_codec.to_proto(piece)
 
@@ -264,6 +269,11 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         if kind is ObjectKind.DHCP:
             object_ = self._engine.core.desired.get(ObjectKind.PORT, object_.port_id)
         return str(object_.vpc_id)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort returned")
 
 
 def _traceparent(context: Context) -> str:

@@ -144,7 +144,8 @@ class Derivation:
 
     def build(self, key: Key) -> Derived | None:
         """The resource as the desired state has it now; None: it must not be."""
-        return _BUILDERS[key.kind](self, key)
+        derived: Derived | None = _BUILDERS[key.kind](self, key)
+        return derived
 
     def _vpc(self, key: Key) -> Derived | None:
         vpc: Vpc | None = self._desired.get(ObjectKind.VPC, key.id)
@@ -238,7 +239,9 @@ class Derivation:
         if gateway is None:
             return None
         config = resources_pb2.GatewayConfiguration(
-            id=gateway.id, gateway_type=gateway.type, vpc_id=gateway.vpc_id
+            id=gateway.id,
+            gateway_type=gateway.type,  # type: ignore[arg-type]
+            vpc_id=gateway.vpc_id,
         )
         for ip, mac in gateway.destinations:
             config.destinations.add(ip_address=ip, mac_address=mac)

@@ -41,5 +41,5 @@ def to_hex(digest: int) -> str:
 
 
 def checksum(payload: bytes) -> str:
-    """Checksum of a message's bytes, hexadecimal: what a receiver that does not decode can check."""
+    """Of a message's bytes, 16 hexadecimal digits: what one who does not decode can check."""
     return xxhash.xxh3_64_hexdigest(payload)

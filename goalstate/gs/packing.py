@@ -87,7 +87,7 @@ def encode(items: Sequence[Addressed], host_digests: Mapping[str, int] | None = 
             state.configuration.revision_number = revision
         if host:
             # Kinds of one host's resources are Alcor's: their numbers are ResourceType's.
-            sections[host].resources.add(type=int(kind), id=id_)  # type: ignore[arg-type]
+            sections[host].resources.add(type=int(kind), id=id_)
     for host, value in (host_digests or {}).items():
         sections[host].digest = digests.to_bytes(value)
     serialized: bytes = message.SerializeToString(deterministic=True)

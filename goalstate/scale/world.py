@@ -80,9 +80,7 @@ class _Host:
                     )
                 )
 
-        reader = self._world.broker.attach(
-            follow.topic, follow.start, sink, name=self.core.host
-        )
+        reader = self._world.broker.attach(follow.topic, follow.start, sink, name=self.core.host)
         self._readers[stream] = reader
 
     def _close(self, stream: StreamId) -> None:

@@ -102,9 +102,11 @@ def dhcp(revision: int = 1, *, subnet_id: str = "subnet-1") -> Resource:
     )
 
 
-def subscription(stream: StreamId = STREAM, revision: int = 1, **fields: Any) -> Resource:
+def subscription(
+    stream: StreamId | str = STREAM, revision: int = 1, topic: str = "", **fields: Any
+) -> Resource:
     fact = goalstate_pb2.NodeSubscribeInfo(stream=str(stream), revision_number=revision)
-    fact.topic = fields.pop("topic", TOPICS.of_stream(stream))
+    fact.topic = topic
     for name, value in fields.items():
         setattr(fact, name, value)
     return Resource(Kind.SUBSCRIPTION, str(stream), revision, fact.SerializeToString())

@@ -8,6 +8,7 @@ and tiny messages; and over many seeds of a bus that loses, repeats and reorders
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,7 @@ def network(vpc: int) -> Intent:
     )
 
 
+IGW = Gateway("v1-igw", "v1", GatewayType.IGW, (Destination("10.1.1.1", "02:03:00:00:00:01"),))
 HOSTS = Intent(hosts=tuple(host(n) for n in range(5)))
 
 
@@ -136,7 +138,7 @@ def renumbering() -> list[Intent]:
         Intent(hosts=(host(2)._replace(ip_address="100.64.9.9"),)),
         Intent(subnets=(network(1).subnets[1]._replace(dns=("10.1.0.2",)),)),
         Intent(vpcs=(vpc._replace(name="renamed", tunnel_id=777),)),
-        Intent(gateways=(Gateway("v1-igw", "v1", GatewayType.IGW, (Destination("10.1.1.1", "02:03:00:00:00:01"),)),)),
+        Intent(gateways=(IGW,)),
         Intent(
             ports=(
                 port(1, 0, "h0", "v1-web", name="named")._replace(
@@ -172,8 +174,12 @@ def as_written(intents: list[Intent]) -> list[Intent]:
     return intents
 
 
+def reverse(field: Any) -> Any:
+    return tuple(reversed(field))
+
+
 def objects_reversed(intents: list[Intent]) -> list[Intent]:
-    return [Intent(*(tuple(reversed(field)) for field in intent)) for intent in intents]
+    return [Intent(*map(reverse, intent)) for intent in intents]
 
 
 def split(intents: list[Intent]) -> list[Intent]:
@@ -190,9 +196,7 @@ def split(intents: list[Intent]) -> list[Intent]:
         return {p.id for p in intent.ports} == {"v1-p4", "v1-p5"}
 
     return [
-        piece
-        for intent in intents
-        for piece in ([intent] if swaps(intent) else pieces(intent))
+        piece for intent in intents for piece in ([intent] if swaps(intent) else pieces(intent))
     ]
 
 

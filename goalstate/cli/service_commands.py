@@ -1,0 +1,131 @@
+"""The commands that start processes: what they are called with, and their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from goalstate.cli.options import DPM, BrokerUrl, Json, end
+from goalstate.cli.output import Output
+
+# What a command needs is imported where it runs: `--help` must not wait for gRPC.
+# ruff: noqa: PLC0415
+
+Kind = Annotated[str, typer.Option(help="auto, apache, docker or embedded.")]
+ReadyFile = Annotated[
+    Path | None, typer.Option(help="Write the addresses here, as JSON, once it serves.")
+]
+
+
+def demo(
+    broker: Annotated[
+        str, typer.Option(help="auto, apache, docker, embedded, or the URL of a running one.")
+    ] = "auto",
+    hosts: Annotated[int, typer.Option(min=1, help="Hosts of the fleet.")] = 200,
+    vpcs: Annotated[str, typer.Option(help="VPCs × ports each.")] = "5x1000,45x100,50x10",
+    seed: Annotated[int, typer.Option(help="What is random follows from it.")] = 1,
+    json: Json = False,
+    keep: Annotated[bool, typer.Option(help="Leave it running at the end, until Ctrl-C.")] = False,
+) -> None:
+    """Start broker, DPM and a fleet; apply, change and check a region; say how long it took."""
+    from goalstate.cli import servers
+
+    end(servers.demo(broker, hosts, vpcs, seed, keep, Output(json)))
+
+
+def broker_start(
+    kind: Kind = "auto",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep the broker's data here. Default: a temporary one.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(envvar="GOALSTATE_BROKER_URL", help="Use the broker that runs there."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port for clients; 0: any free one.")
+    ] = 0,
+    ready_file: ReadyFile = None,
+    json: Json = False,
+) -> None:
+    """Find or start a broker, and keep it until Ctrl-C or SIGTERM."""
+    from goalstate.cli import servers
+
+    end(servers.broker(kind, url, data_dir, port, ready_file, Output(json)))
+
+
+def dpm_serve(
+    broker: BrokerUrl = None,
+    admin_url: Annotated[
+        str | None, typer.Option(help="Pulsar's admin REST API; makes the region's namespace.")
+    ] = None,
+    listen: Annotated[str | None, typer.Option(help=f"HOST:PORT, by default {DPM}.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="By default 9151; 0: any free one.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Name of the region.")] = None,
+    config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Run the publisher until Ctrl-C or SIGTERM."""
+    from goalstate.cli import servers
+
+    end(
+        servers.dpm(
+            config,
+            broker=broker,
+            admin_url=admin_url,
+            listen=listen,
+            metrics_port=metrics_port,
+            region=region,
+            ready_file=ready_file,
+        )
+    )
+
+
+def agent_run(
+    broker: BrokerUrl = None,
+    hosts: Annotated[int | None, typer.Option(min=1, help="So many hosts.")] = None,
+    first: Annotated[int | None, typer.Option(min=0, help="Number of the first one.")] = None,
+    host_prefix: Annotated[str | None, typer.Option(help="What host names begin with.")] = None,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Hosts of a group.")] = None,
+    region: Annotated[str | None, typer.Option(help="Name of the region.")] = None,
+    data_plane: Annotated[str | None, typer.Option(help="memory or modelled.")] = None,
+    counting_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the hosts that check and count, undecoded."),
+    ] = None,
+    inspect: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the inspection service.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="By default 9152; 0: any free one.")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(help="Make the hosts known to the DPM at HOST:PORT.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Play hosts, each with its own readers and state, until Ctrl-C or SIGTERM."""
+    from goalstate.cli import servers
+
+    end(
+        servers.agent(
+            config,
+            broker=broker,
+            hosts=hosts,
+            first=first,
+            host_prefix=host_prefix,
+            group_size=group_size,
+            region=region,
+            data_plane=data_plane,
+            counting_share=counting_share,
+            inspect=inspect,
+            metrics_port=metrics_port,
+            register=register,
+            ready_file=ready_file,
+        )
+    )
