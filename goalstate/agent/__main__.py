@@ -141,7 +141,7 @@ async def run(
         await server.stop(GRACE_S)
     finally:
         if http:
-            http[0].shutdown()
+            await asyncio.to_thread(http[0].shutdown)  # takes up to half a second
             http[0].server_close()
         await server.stop(0)
         if fleet is not None:

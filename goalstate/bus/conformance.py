@@ -38,6 +38,11 @@ class Nonconformity(AssertionError):
 class Harness(Protocol):
     """What the kit needs to know of a broker."""
 
+    @property
+    def deaths(self) -> int:
+        """How many times in a row the broker is killed, at least 1."""
+        ...
+
     async def connect(self) -> Bus:
         """A new connection."""
         ...
@@ -449,8 +454,22 @@ async def _send_surely(producer: Producer, payload: bytes) -> bytes:
             await asyncio.sleep(0.05)
 
 
+async def _expect_outage_is_reported(harness: Harness, bus: Bus) -> None:
+    begin = time.monotonic()
+    await expect_error("connecting meanwhile", BrokerUnreachable, harness.connect())
+    await expect_error(
+        "opening a reader meanwhile",
+        BrokerUnreachable,
+        bus.open_reader(harness.topic("dead"), EARLIEST, lambda message: None),
+    )
+    expect("it took less than 20 s", time.monotonic() - begin < 20, True)
+
+
 async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> None:
-    """Twice, with readers that are at the end, far behind, at LATEST, and on an idle topic."""
+    """With readers that are at the end, far behind, at LATEST, and on an idle topic.
+
+    While it is away, connecting and opening fail within a bound.
+    """
     async with _connected(harness) as bus:
         topic, idle, backlog = (harness.topic(name) for name in ("dies", "dies-idle", "dies-far"))
         logs: dict[str, list[Message]] = {"early": [], "late": [], "idle": [], "far": []}
@@ -463,10 +482,14 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
         await bus.open_reader(idle, LATEST, logs["idle"].append)
         await until("the first messages arrive", lambda: len(logs["early"]) >= 20)
         await bus.open_reader(backlog, EARLIEST, logs["far"].append)
-        for round_ in range(2):
+        for round_ in range(harness.deaths):
             await harness.kill()
             early = producer.send(b"meanwhile %d" % round_)
-            await harness.restart()
+            try:
+                if round_ == 0:
+                    await _expect_outage_is_reported(harness, bus)
+            finally:
+                await harness.restart()
             try:
                 accepted.append(await early)
             except BrokerUnreachable:
@@ -483,7 +506,8 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
                 lambda mine=logs[name]: bool(mine) and mine[-1].position == final,  # type: ignore[misc]
             )
         await until(
-            "a reader of an idle topic goes on", lambda: b"idle 1" in _payloads(logs["idle"])
+            "a reader of an idle topic goes on",
+            lambda: b"idle %d" % (harness.deaths - 1) in _payloads(logs["idle"]),
         )
         await until("a reader that was far behind goes on", lambda: len(logs["far"]) >= 5000)
         log = [m async for m in bus.read_to_end(topic, EARLIEST)]
@@ -495,7 +519,7 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
         expect(
             "the idle reader's distinct messages",
             sorted(set(_payloads(logs["idle"]))),
-            [b"idle 0", b"idle 1"],
+            [b"idle %d" % round_ for round_ in range(harness.deaths)],
         )
         async with _connected(harness) as other:
             await expect_error(
@@ -505,26 +529,6 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
             )
             again = [m async for m in other.read_to_end(topic, EARLIEST)]
             expect("what a new connection reads", again, log)
-
-
-async def a_dead_broker_is_reported(harness: Harness) -> None:
-    """Opening and connecting fail within a bound, and work again afterwards."""
-    bus = await harness.connect()
-    try:
-        await harness.kill()
-        begin = time.monotonic()
-        await expect_error("connecting", BrokerUnreachable, harness.connect())
-        await expect_error(
-            "open_reader",
-            BrokerUnreachable,
-            bus.open_reader(harness.topic("dead"), EARLIEST, lambda message: None),
-        )
-        expect("it took less than 30 s", time.monotonic() - begin < 30, True)
-    finally:
-        await harness.restart()
-        await bus.close()
-    async with _connected(harness) as bus:
-        await (await bus.open_producer(harness.topic("dead"))).send(b"alive")
 
 
 Check = Callable[[Harness], Coroutine[Any, Any, None]]
@@ -547,7 +551,4 @@ CHECKS: tuple[Check, ...] = (
     an_unreachable_broker_is_named_quickly,
     a_closed_bus_refuses_work,
 )
-RESTART_CHECKS: tuple[Check, ...] = (
-    nothing_is_lost_when_the_broker_dies_and_returns,
-    a_dead_broker_is_reported,
-)
+RESTART_CHECKS: tuple[Check, ...] = (nothing_is_lost_when_the_broker_dies_and_returns,)

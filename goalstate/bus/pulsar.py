@@ -21,8 +21,7 @@ Laws, besides those of `base.py`:
 
 Traps of the client library that shaped this: `create_table_view` crashes the process; its Python
 logger is called for every debug line under the interpreter lock (so its log goes to a file, by
-default nowhere: what matters comes back as a result); a seek costs 0.1 s, since the client waits
-before it reconnects.
+default nowhere: what matters comes back as a result); a seek takes 0.1 s.
 
 A send that was under way while the connection broke is sent again by the client, and may then be
 in the log twice. Who cannot live with that numbers its messages.
@@ -59,7 +58,7 @@ from goalstate.bus.mailbox import Mailbox
 
 _POSITION = struct.Struct(">QQI")
 _DEFAULT_PORT = 6650
-#: Opens and closes under way at once. More make the broker slower, not faster.
+#: Opens and closes under way at once, so that each of them is answered well within its bound.
 _CONCURRENT_OPENS = 100
 #: Bytes of delivered messages that may wait for the loop before the client is held up.
 _BACKLOG_BYTES = 64 * 1024 * 1024
@@ -116,7 +115,7 @@ def _keep_thread_state() -> None:
     """Keep the interpreter's state for the calling thread of the client until that thread ends.
 
     A thread that the interpreter does not know gets a state for each callback and loses it
-    afterwards. From Python 3.11 on this maps and unmaps memory, which costs a third of a delivery.
+    afterwards. In Python 3.11 that maps and unmaps memory, about half of a delivery's whole cost.
     One unmatched "ensure" keeps the state. It is small; a client has two such threads.
     """
     ctypes.pythonapi.PyGILState_Ensure()
@@ -533,7 +532,7 @@ class PulsarBus:
         """Open a reader of the client; one that starts at a position gets that message first."""
         configuration = _pulsar.ReaderConfiguration()
         configuration.receiver_queue_size(queue)
-        # The client draws the names of its subscriptions at random and has been seen to collide.
+        # Once a reader was refused as "ConsumerBusy", as if its random name were taken.
         configuration.subscription_role_prefix(f"{self._name}-{next(self._numbers)}")
         configuration.start_message_id_inclusive(start != EARLIEST)
         if listener is not None:

@@ -22,6 +22,7 @@ from prometheus_client import start_http_server
 from goalstate.bus.admin import ensure_namespace
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
+from goalstate.bus.errors import BusError
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.convergence import Lease, Why
 from goalstate.dpm.engine import Engine
@@ -91,7 +92,7 @@ async def run(
         facts["listen"] = bind(server, config.listen)
         http = _serve_metrics(config, metrics)
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
-        await engine.start()
+        await _start(engine, config)
         await server.start()
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
         await health_service.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -100,7 +101,7 @@ async def run(
         write_ready_file(config.ready_file, facts)
         if ready is not None:
             ready(facts)
-        await stop.wait()
+        await _either(stop, engine.failed)
         log.info("stopping")
         gauges.cancel()
         await health_service.enter_graceful_shutdown()
@@ -114,6 +115,29 @@ async def run(
         if own_bus:
             await bus.close()
     log.info("stopped")
+    if engine.failure is not None:
+        raise engine.failure
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _start(engine: Engine, config: DpmConfig) -> None:
+    try:
+        await engine.start()
+    except BusError as error:
+        if config.admin_url or "amespace not found" not in str(error):
+            raise
+        raise StartError(
+            f"the broker has no namespace goalstate/{config.region}: give --admin-url, the URL of "
+            "its admin REST API, and it is made; or make it with `pulsar-admin`, with a retention"
+        ) from error
 
 
 def _serve_metrics(config: DpmConfig, metrics: Metrics) -> tuple[Any, Any] | None:

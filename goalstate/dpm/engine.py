@@ -27,13 +27,13 @@ from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
 from goalstate.dpm.convergence import Convergence, Progress, Wait
 from goalstate.dpm.core import Accepted, Core, Publication, Requirement
-from goalstate.dpm.errors import LogUnreadable, NotServing, UnknownChange
+from goalstate.dpm.errors import LogHeld, LogUnreadable, NotServing, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import intent_codec
-from goalstate.gs.errors import GoalStateError
+from goalstate.gs.errors import GoalStateError, IntentRejected
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
@@ -87,6 +87,10 @@ class Engine:
         self._report_readers: list[Reader] = []
         self._appended: deque[_Appended] = deque()
         self._moved: dict[Wait, asyncio.Event] = {}
+        self._applying: set[asyncio.Task[Outcome]] = set()
+        #: Set when it cannot go on, with the reason in `failure`.
+        self.failed = asyncio.Event()
+        self.failure: Exception | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -148,7 +152,7 @@ class Engine:
         transport = BusTransport(
             self._bus, self.topics, clock_ns=self._clock_ns, sent=self._metrics.sent
         )
-        self._publisher = Publisher(transport, self.core.change)
+        self._publisher = Publisher(transport, self._noted)
         self._publisher.publish(self.core.change, missing)
         epoch = self.core.epoch + 1
         incarnation = log_pb2.Incarnation(epoch=epoch, writer=self.writer, unix_ns=started)
@@ -179,6 +183,7 @@ class Engine:
                 self._remember(accepted)
                 unconfirmed.extend((accepted.change, p) for p in accepted.publications)
             elif body == "published":
+                self._noted = record.published.change
                 while unconfirmed and unconfirmed[0][0] <= record.published.change:
                     unconfirmed.popleft()
         except (ValueError, GoalStateError) as error:
@@ -199,8 +204,8 @@ class Engine:
         ]
 
     async def _lost_the_log(self, error: BaseException) -> None:
-        """Memory is ahead of the log: become what the log says."""
-        log.error("intent log failed; recovering", error=str(error))
+        """Memory is ahead of the log: become what the log says, when the broker lets us."""
+        log.error("memory is ahead of the intent log; recovering", error=str(error))
         if self._publisher is not None:
             await self._publisher.close()
         delay, longest = BACKOFF_S
@@ -210,10 +215,15 @@ class Engine:
                 async with self._lock:
                     await self._recover()
                 return
-            except BusError as failure:
+            except (BusError, LogHeld) as failure:
+                # The broker may take our own lost connection for another writer for a while.
                 log.warning("cannot recover yet", error=str(failure))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
+            except LogUnreadable as failure:
+                self.failure = failure
+                self.failed.set()
+                return
 
     async def _note_published(self) -> None:
         while True:
@@ -235,15 +245,35 @@ class Engine:
         """Accept an intent; returns when it is durable.
 
         Raises IntentRejected, NotServing (then it is either wholly accepted or wholly not).
+        A caller that goes away does not undo it: what was begun is brought to its end.
         """
+        task = asyncio.ensure_future(self._apply(message, traceparent))
+        self._applying.add(task)
+        task.add_done_callback(self._applied)
+        return await asyncio.shield(task)
+
+    def _applied(self, task: asyncio.Task[Outcome]) -> None:
+        self._applying.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone, and an error is not to be reported twice
+
+    async def _apply(self, message: intent_pb2.Intent, traceparent: str) -> Outcome:
         async with self._lock:
             if not self._serving:
                 raise NotServing("the publisher is not serving just now; try again")
             now = self._clock_ns()
-            if _objects(message) > THREAD_ABOVE_OBJECTS:
-                accepted = await asyncio.to_thread(self._accept, message, now, traceparent)
-            else:
-                accepted = self._accept(message, now, traceparent)
+            try:
+                if _objects(message) > THREAD_ABOVE_OBJECTS:
+                    accepted = await asyncio.to_thread(self._accept, message, now, traceparent)
+                else:
+                    accepted = self._accept(message, now, traceparent)
+            except IntentRejected:
+                raise
+            except Exception as error:
+                # A defect of ours: how much of the intent is in memory is not known.
+                log.exception("intent failed")
+                self._fail_appended(error)
+                raise NotServing(f"the intent failed ({error!r}); recovering") from error
             if accepted is None:
                 # What makes it a repetition may still be on its way into the log.
                 earlier = self._appended[-1].answer if self._appended else None
@@ -260,7 +290,7 @@ class Engine:
                 durable.add_done_callback(self._on_durable)
         if accepted is None:
             if earlier is not None:
-                await asyncio.shield(earlier)
+                await earlier
             return Outcome(self.core.change, 0, [])
         await answer
         return Outcome(accepted.change, accepted.changed_objects, accepted.requirements)
@@ -274,7 +304,7 @@ class Engine:
             durable, accepted, answer = self._appended[0]
             error = None if durable.cancelled() else durable.exception()
             if error is not None or durable.cancelled():
-                self._fail_appended(error or asyncio.CancelledError())
+                self._fail_appended(error or BusError("cancelled"))
                 return
             self._appended.popleft()
             assert self._publisher is not None

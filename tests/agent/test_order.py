@@ -342,7 +342,7 @@ def test_only_the_hosts_own_section_of_the_inbox_counts_but_every_message_is_in_
 def test_a_section_that_names_what_the_message_lacks_is_an_exception(rig: Rig) -> None:
     message = goalstate_pb2.GoalStateV2(format_version=102)
     message.host_resources[HOST].resources.add(type=2, id="port-9")
-    message.host_resources[HOST].resources.add(type=99, id="thing")  # type: ignore[arg-type]
+    message.host_resources[HOST].resources.add(type=99, id="thing")
     payload = message.SerializeToString()
     properties, _ = rig.inbox.publish()
     properties["checksum"] = digests.checksum(payload)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goalstate.bus.memory import Faults
-from goalstate.gs.resources import Kind, Resource
+from goalstate.gs.resources import Kind, Resource, configuration, references
 from tests.agent.rig import (
     INBOX,
     STREAM,
+    VPC,
     Rig,
     Sent,
     gone,
@@ -40,28 +41,36 @@ MAKERS = [
 
 
 def script(steps: list[list[tuple[int, int, bool]]]) -> Script:
-    """Messages from drawn numbers: (maker, object, delete), with revisions as they grow."""
+    """Messages from drawn numbers: (maker, object, delete), with revisions as they grow.
+
+    As a publisher would write them: nothing refers to what is not there.
+    """
     revisions: dict[tuple[Kind, str], int] = {}
-    present: dict[tuple[Kind, str], Resource] = {}
+    present: dict[tuple[Kind, str], Resource] = {(Kind.VPC, VPC): vpc()}
     written: Script = [("inbox", [subscription()]), ("vpc", [vpc()])]
     for step in steps:
         messages: dict[str, dict[tuple[Kind, str], Resource]] = {"inbox": {}, "vpc": {}}
         for maker, number, delete in step:
             made = MAKERS[maker](number, 1)
             key = (made.kind, made.id)
-            revision = revisions[key] = revisions.get(key, 0) + 1
+            revision = revisions.get(key, 0) + 1
             resource = MAKERS[maker](number, revision)
-            if delete:
-                if key not in present:
-                    revisions[key] -= 1
-                    continue
+            used = {ref for one in present.values() for ref in needs(one)}
+            if delete and key in present and key not in used:
                 resource = resource._replace(payload=b"")
                 del present[key]
-            else:
+            elif not delete and all(ref in present for ref in needs(resource)):
                 present[key] = resource
+            else:
+                continue
+            revisions[key] = revision
             messages["inbox" if made.kind is Kind.PORT else "vpc"][key] = resource
         written += [(where, list(some.values())) for where, some in messages.items() if some]
     return written
+
+
+def needs(resource: Resource) -> list[tuple[Kind, str]]:
+    return list(references(resource.kind, configuration(resource)))
 
 
 def publish(rig: Rig, written: Script) -> Iterator[Sent]:

@@ -1,0 +1,59 @@
+"""The machine that was measured on, and what the kernel says of processes. Linux only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.samples import written
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_CLIENTS = ("pulsar-client", "protobuf", "grpcio")
+
+
+def facts() -> dict[str, str]:
+    """What a reader must know to compare the numbers with others."""
+    cores = len(os.sched_getaffinity(0))
+    models = _values(Path("/proc/cpuinfo"), "model name")
+    memory = int(next(_values(Path("/proc/meminfo"), "MemTotal")).split()[0]) / 2**20
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    return {
+        "machine": f"{cores} cores, {memory:.0f} GiB, {next(models, platform.machine())}",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in _CLIENTS),
+        "load before (1, 5, 15 min)": load,
+    }
+
+
+def _values(file: Path, name: str) -> Iterator[str]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            yield value.strip()
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has used, in user and in kernel mode."""
+    # The name, in brackets, may have blanks; utime and stime are fields 14 and 15.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process (None: of this one)."""
+    statm = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="utf-8")
+    return int(statm.split()[1]) * _PAGE
+
+
+def command() -> str:
+    """How this program was called."""
+    return " ".join(["python -m bench", *sys.argv[1:]])
+
+
+def mib(size: float) -> str:
+    return f"{written(size / 2**20)} MiB"

@@ -1,0 +1,116 @@
+"""A fleet on a memory bus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from goalstate.agent.core import HostSettings
+from goalstate.agent.dataplanes import DataPlane, MemoryDataPlane
+from goalstate.agent.fleet import Fleet, FleetSettings, Member
+from goalstate.bus.base import Message, Sink
+from goalstate.bus.memory import MemoryBroker, MemoryBus
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.streams import StreamId
+from tests.agent.rig import TOPICS, Sent
+
+#: Seconds until a condition that does not come fails its test.
+PATIENCE_S = 20.0
+
+
+async def wait_until(condition: Callable[[], Any], what: str) -> None:
+    """Let the loop run until something is so. Raises AssertionError, naming it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        await asyncio.sleep(0)
+
+
+class FleetRig:
+    """A broker, a bus that can be told to fail, and the reports of a fleet."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(time.time_ns)
+        self.bus = FailingBus(self.broker, "fleet")
+        self.hosts: dict[str, agent_pb2.HostReport] = {}
+        self.reports: list[agent_pb2.Report] = []
+        for shard in range(TOPICS.report_shards):
+            self.broker.attach(TOPICS.reports(shard), b"", self._reported)
+
+    def _reported(self, message: Message) -> None:
+        report = agent_pb2.Report.FromString(message.payload)
+        self.reports.append(report)
+        for host in report.hosts:
+            self.hosts[host.host] = host
+
+    def put(self, sent: Sent) -> None:
+        properties, payload = sent
+        topic = TOPICS.of_stream(StreamId.parse(properties["stream"]))
+        self.broker.publish(topic, payload, properties=properties)
+
+    @asynccontextmanager
+    async def fleet(
+        self,
+        members: Sequence[Member],
+        *,
+        data_plane: Callable[[str], DataPlane] = lambda host: MemoryDataPlane(),
+        lease_s: float = 30,
+        limit: int = 4096,
+        open_at_a_time: int = 256,
+        pending_deadline_s: float = 30,
+    ) -> AsyncIterator[Fleet]:
+        settings = FleetSettings(
+            HostSettings(TOPICS, int(pending_deadline_s * 1e9), limit),
+            TOPICS.reports(0),
+            "clock-1",
+            lease_s=lease_s,
+            open_readers_at_a_time=open_at_a_time,
+            inspection_address="127.0.0.1:1",
+        )
+        fleet = Fleet(self.bus, members, settings, data_plane)
+        await fleet.start()
+        try:
+            yield fleet
+        finally:
+            await fleet.stop()
+            await self.bus.close()
+
+    def told(self, host: str, stream: str) -> tuple[int, int]:
+        """The watermark that a host's reports told last."""
+        for report in reversed(self.reports):
+            for one in report.hosts:
+                if one.host == host:
+                    for position in one.streams:
+                        if position.stream == stream:
+                            return position.epoch, position.sequence
+        return 0, 0
+
+
+class FailingBus(MemoryBus):
+    """A memory bus that counts opens, and fails them or holds them up when it is told to."""
+
+    def __init__(self, broker: MemoryBroker, name: str) -> None:
+        super().__init__(broker, name)
+        #: Raised by the next opens, one each.
+        self.failures: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.opening = 0
+        self.most_opening = 0
+        self.opened = 0
+
+    async def open_reader(self, topic: str, start: bytes, sink: Sink) -> Any:
+        self.opening += 1
+        self.most_opening = max(self.most_opening, self.opening)
+        try:
+            await asyncio.sleep(0)
+            await self.gate.wait()
+            if self.failures:
+                raise self.failures.pop(0)
+            self.opened += 1
+            return await super().open_reader(topic, start, sink)
+        finally:
+            self.opening -= 1
