@@ -1,13 +1,18 @@
 """The durable intent log: a topic that holds every accepted intent, in order.
 
-A record is larger than a message may be when its intent is, so it is written in parts. The parts
-of a record follow each other, since there is one writer; a record whose last part is missing was
-never acknowledged to anybody, and reading passes it over.
+Laws:
+
+1.  A record is larger than a message may be when its intent is, so it is written in parts, which
+    follow each other, since there is one writer. A record whose last part is missing was never
+    acknowledged to anybody, and reading passes it over.
+2.  A bus may write what was under way while a connection broke twice. So each message has a number
+    within its writer's session, and reading passes over what it has had.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 
 from google.protobuf.message import DecodeError
@@ -29,6 +34,8 @@ class IntentLog:
         self._topic = topic
         self._part_bytes = part_bytes
         self._producer: Producer | None = None
+        self._session = secrets.token_hex(8)
+        self._number = 0
 
     async def open(self, writer: str) -> None:
         """Become the log's writer. Raises LogHeld, BrokerUnreachable."""
@@ -43,20 +50,28 @@ class IntentLog:
     async def records(self) -> AsyncIterator[log_pb2.Record]:
         """Every whole record so far, oldest first. Raises LogUnreadable."""
         parts: list[bytes] = []
+        had = ("", 0)
         position = 0
         async for message in self._bus.read_to_end(self._topic, EARLIEST):
             position += 1
             try:
-                part, _, of = message.properties.get("part", "1/1").partition("/")
-                number, count = int(part), int(of)
-                if number == 1:
+                session, number = message.properties["session"], int(message.properties["number"])
+                if session == had[0] and number <= had[1]:
+                    continue
+                had = (session, number)
+                part, _, parts_text = message.properties["part"].partition("/")
+                if int(part) == 1:
                     parts = []
-                elif number != len(parts) + 1:
-                    raise ValueError(f"part {number} follows part {len(parts)}")
+                elif int(part) != len(parts) + 1:
+                    raise ValueError(f"part {part} follows part {len(parts)}")
                 parts.append(message.payload)
-                if number == count:
+                if len(parts) == int(parts_text):
                     yield log_pb2.Record.FromString(b"".join(parts))
                     parts = []
+            except KeyError as error:
+                raise LogUnreadable(
+                    f"message {position} of the intent log {self._topic} has no property {error}"
+                ) from error
             except (DecodeError, ValueError) as error:
                 raise LogUnreadable(
                     f"message {position} of the intent log {self._topic}: {error}"
@@ -71,14 +86,17 @@ class IntentLog:
             raise LogHeld("the intent log is not open for writing")
         payload = record.SerializeToString()
         size = self._part_bytes
-        if len(payload) <= size:
-            return self._producer.send(payload)
         pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
-        sends = [
-            self._producer.send(piece, properties={"part": f"{i}/{len(pieces)}"})
-            for i, piece in enumerate(pieces, 1)
-        ]
-        return asyncio.ensure_future(_last(sends))
+        sends = []
+        for part, piece in enumerate(pieces, 1):
+            self._number += 1
+            properties = {
+                "session": self._session,
+                "number": str(self._number),
+                "part": f"{part}/{len(pieces)}",
+            }
+            sends.append(self._producer.send(piece, properties=properties))
+        return sends[0] if len(sends) == 1 else asyncio.ensure_future(_last(sends))
 
     async def close(self) -> None:
         if self._producer is not None:

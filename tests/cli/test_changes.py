@@ -78,7 +78,8 @@ def test_json_and_serialized_files_and_directories_are_taken(
     run: Run, publisher: Publisher, tmp_path: Path
 ) -> None:
     (tmp_path / "b.json").write_text('{"vpcs": [{"id": "from-json"}]}')
-    (tmp_path / "a.pb").write_bytes(intent_pb2.Intent(vpcs=[{"id": "from-pb"}]).SerializeToString())
+    intent = intent_pb2.Intent(vpcs=[intent_pb2.Vpc(id="from-pb")])
+    (tmp_path / "a.pb").write_bytes(intent.SerializeToString())
     (tmp_path / "readme.txt").write_text("not an intent")
     assert run("apply", tmp_path).code == 0
     assert [intent.vpcs[0].id for intent in publisher.applied] == ["from-pb", "from-json"]
