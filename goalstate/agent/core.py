@@ -32,9 +32,10 @@ Laws (those of a stream's order are in `stream`, those of programming in `progra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from goalstate.agent.actions import Action, Follow, Program, Unfollow
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
 from goalstate.agent.programming import Programming
@@ -47,33 +48,6 @@ from goalstate.gs.topics import Topics
 SECOND_NS = 1_000_000_000
 RETRY_NS = SECOND_NS
 RETRY_MAX_NS = 60 * SECOND_NS
-
-
-class Follow(NamedTuple):
-    """Read `topic` after position `start`. Replaces an open reader of the stream."""
-
-    stream: StreamId
-    topic: str
-    start: bytes
-
-
-class Unfollow(NamedTuple):
-    """Close the reader of the stream."""
-
-    stream: StreamId
-
-
-class Program(NamedTuple):
-    """Bring these resources, in this order, to the data plane; answer with `programmed`.
-
-    An operation without a payload is a deletion. There is one program at a time.
-    """
-
-    number: int
-    operations: Sequence[Resource]
-
-
-Action = Follow | Unfollow | Program
 
 
 class HostSettings(NamedTuple):

@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import structlog
 
-from goalstate.agent.core import Action, Follow, HostCore, HostSettings, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.counters import Counters
 from goalstate.agent.dataplanes import DataPlane, Refused
 from goalstate.agent.decoding import Decoder

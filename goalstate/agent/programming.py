@@ -28,11 +28,10 @@ it no longer names for an id has been overtaken there.
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from typing import NamedTuple
 
+from goalstate.agent.changes import Backlog, Change, State
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Group, Needs, Reference
 from goalstate.agent.stream import Fault, Stream
@@ -43,80 +42,7 @@ from goalstate.gs.streams import Mark, StreamId
 _REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
 _REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT})
 _NOTHING: Mapping[str, Resource] = {}
-#: Phases are -1 (revocations) to twice the number of kinds; see `ordering.phase`.
-_PHASES = 2 * len(ordering.ADD_ORDER) + 2
-#: Buckets from this one on hold deletions (bucket 0 holds the revocations).
-_FIRST_DELETION = len(ordering.ADD_ORDER) + 1
-
-
-class State(Enum):
-    QUEUED = "queued"
-    BLOCKED = "blocked"
-    FLYING = "flying"
-    #: It follows one that is flying.
-    NEXT = "next"
-    PENDING = "pending"
-    REFUSED = "refused"
-
-
 _WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
-
-
-class Change:
-    """The difference between what is held and what is applied, see the module's text."""
-
-    __slots__ = (
-        "at",
-        "awaited",
-        "before",
-        "deadline_ns",
-        "deletion",
-        "ids",
-        "intact",
-        "kind",
-        "mark",
-        "needs",
-        "refusal",
-        "state",
-        "stream",
-    )
-
-    def __init__(
-        self,
-        stream: Stream,
-        kind: Kind,
-        ids: list[str],
-        before: Mapping[str, Resource],
-        at: Mark,
-        *,
-        needs: Needs = (),
-        refusal: str = "",
-    ) -> None:
-        self.stream = stream
-        self.kind = kind
-        self.ids = ids
-        #: What is applied of them. Of several, all have something or none has.
-        self.before = before
-        #: The message that brought it.
-        self.at = at
-        #: The message whose settlement waits for it; None: none does (any more).
-        self.mark: Mark | None = at
-        self.needs = needs
-        self.refusal = refusal
-        self.deletion = False
-        self.state = State.QUEUED
-        #: Stands for all of `ids`: none was overtaken.
-        self.intact = True
-        self.awaited: Reference | None = None
-        self.deadline_ns = 0
-
-    def standing(self) -> list[str]:
-        """The ids that it still stands for."""
-        if not self.intact:
-            unsettled = self.stream.unsettled.get(self.kind, {})
-            self.ids = [id_ for id_ in self.ids if unsettled.get(id_) is self]
-            self.intact = True
-        return self.ids
 
 
 class _Flight(NamedTuple):
@@ -143,10 +69,8 @@ class Programming:
         self._limit = limit
         self._deadline_ns = pending_deadline_ns
         self._references = references
-        self._buckets: list[deque[Change]] = [deque() for _ in range(_PHASES)]
-        self._queued = 0
-        #: No bucket before this one holds anything.
-        self._lowest = _PHASES
+        self._backlog = Backlog()
+        #: Additions that wait for a reference on its way.
         self._blocked = 0
         self._waiters: dict[Reference, list[Change]] = {}
         self._flights: list[_Flight] = []
@@ -256,6 +180,7 @@ class Programming:
             unsettled = stream.unsettled.setdefault(kind, {})
             applied = [id_ for id_ in olds if id_ not in unsettled] if unsettled else list(olds)
             for id_, earlier in list(unsettled.items()):
+                earlier.mark = None  # the message that it counted for is forgotten
                 before = earlier.before.get(id_)
                 change = Change(
                     stream, kind, [id_], {id_: before} if before else _NOTHING, stream.live.mark
@@ -336,10 +261,7 @@ class Programming:
                 self._wake_all(kind, change.ids, now)
                 return
         change.state = State.QUEUED
-        index = ordering.phase(kind, change.deletion, revokes) + 1
-        self._buckets[index].append(change)
-        self._queued += 1
-        self._lowest = min(self._lowest, index)
+        self._backlog.put(change, ordering.phase(kind, change.deletion, revokes))
         self._wake_all(kind, change.ids, now)
 
     def _all_here(self, stream: Stream, needs: Iterable[Needs]) -> bool:
@@ -461,26 +383,20 @@ class Programming:
         A resource without a payload is a deletion.
         """
         operations: list[Resource] = []
-        if self._flights or not self._queued:
+        if self._flights or not self._backlog:
             return operations
-        while self._queued and len(operations) < self._limit:
-            bucket = self._buckets[self._lowest]
-            if not bucket:
-                self._lowest += 1
-                continue
-            if self._lowest >= _FIRST_DELETION and self._blocked:
+        while len(operations) < self._limit:
+            change = self._backlog.take(deletions=not self._blocked)
+            if change is None:
                 break
-            change = bucket.popleft()
-            self._queued -= 1
-            if change.standing():
-                self._split(change, self._limit - len(operations), bucket)
-                operations.extend(self._launch(change))
+            self._split(change, self._limit - len(operations))
+            operations.extend(self._launch(change))
         if operations:
             self._counters.programs += 1
         return operations
 
-    def _split(self, change: Change, room: int, bucket: deque[Change]) -> None:
-        """Leave what exceeds `room` in the bucket."""
+    def _split(self, change: Change, room: int) -> None:
+        """Leave what exceeds `room` in the backlog."""
         rest = change.ids[room:]
         if not rest:
             return
@@ -488,8 +404,7 @@ class Programming:
         later.mark, later.deletion, later.needs = change.mark, change.deletion, change.needs
         change.stream.unsettled[change.kind].update(dict.fromkeys(rest, later))
         change.ids = change.ids[:room]
-        bucket.appendleft(later)
-        self._queued += 1
+        self._backlog.put_back(later)
 
     def _launch(self, change: Change) -> Sequence[Resource]:
         stream, kind, ids = change.stream, change.kind, change.ids

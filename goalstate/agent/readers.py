@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from goalstate.agent.core import Follow
+from goalstate.agent.actions import Follow
 from goalstate.bus.base import Bus, Message, Reader
 from goalstate.bus.errors import BusClosed, BusError, PositionGone
 from goalstate.gs.streams import StreamId

@@ -37,7 +37,7 @@ from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
 
 if TYPE_CHECKING:
-    from goalstate.agent.programming import Change
+    from goalstate.agent.changes import Change
 
 #: Deletions remembered, of each kind and stream.
 TOMBSTONES = 10_000

@@ -114,10 +114,7 @@ def dpm(file: Path | None, **flags: Any) -> ExitCode:
         try:
             main(config)
         except LogHeld as error:
-            raise Unreachable(
-                f"another DPM serves region {config.region!r}: {error}",
-                "stop it, or give another --region",
-            ) from error
+            raise Unreachable(str(error), "") from error
         except DpmError as error:
             raise CommandError(f"the DPM cannot go on: {error}", "") from error
     return ExitCode.OK

@@ -14,7 +14,8 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from goalstate.gs import digest as digests
 from goalstate.gs import ordering, packing
@@ -34,6 +35,14 @@ from goalstate.gs.streams import (
 )
 from goalstate.gs.topics import Topics
 from goalstate.gs.versions import FORMAT_V2
+
+
+# A named tuple's own constructor is a Python function and takes twice as long.
+_new: Any = tuple.__new__
+#: `ordering.phase` by kind, and whether it is a deletion.
+_PHASES = {
+    (kind, deleted): ordering.phase(kind, deleted) for kind in Kind for deleted in (False, True)
+}
 
 
 class Publication(NamedTuple):
@@ -71,13 +80,9 @@ class _Record(NamedTuple):
     hash: int  # 0: it was withdrawn, only its revision still matters
 
 
-class _Item(NamedTuple):
-    """A resource on its way onto a stream, with its place in the order."""
-
-    phase: int
-    addressed: Addressed
-    gone: int  # hash of what it takes the place of; 0: of nothing
-    come: int  # hash of it; 0: it is a deletion
+#: A resource on its way onto a stream: its phase in the order, itself, the hash of what it takes the
+#: place of (0: of nothing), and its own (0: it is a deletion).
+_Item = tuple[int, Addressed, int, int]
 
 
 class StreamState:
@@ -107,27 +112,34 @@ class StreamState:
         self._frozen = None
 
 
+class _StreamDiff:
+    """What one change puts on a stream."""
+
+    __slots__ = ("concerned", "items")
+
+    def __init__(self) -> None:
+        self.items: list[_Item] = []
+        #: Which hosts find something on an inbox stream, and of which VPC: (vpc, host).
+        self.concerned: set[tuple[str, str]] = set()
+
+
 class _Diff:
     """What one change puts on its streams."""
 
     def __init__(self) -> None:
-        self.items: dict[StreamId, list[_Item]] = {}
-        #: Which hosts find something on an inbox stream, and of which VPC: (vpc, host).
-        self.concerned: dict[StreamId, set[tuple[str, str]]] = {}
+        self.streams: dict[StreamId, _StreamDiff] = {}
         #: Hosts that begin to follow a stream.
         self.joined: dict[StreamId, set[str]] = {}
 
     def add(
         self, stream: StreamId, host: str, vpc: str, resource: Resource, gone: int, come: int
     ) -> None:
-        phase = ordering.phase(resource.kind, come == 0)
-        item = _Item(phase, Addressed(host, resource), gone, come)
-        items = self.items.get(stream)
-        if items is None:
-            items = self.items[stream] = []
-            self.concerned[stream] = set()
-        items.append(item)
-        self.concerned[stream].add((vpc, host))
+        diff = self.streams.get(stream)
+        if diff is None:
+            diff = self.streams[stream] = _StreamDiff()
+        addressed = _new(Addressed, (host, resource))
+        diff.items.append((_PHASES[resource[0], come == 0], addressed, gone, come))
+        diff.concerned.add((vpc, host))
 
 
 class Core:
@@ -181,23 +193,22 @@ class Core:
         diff = self._diff(self._derivation.touched(changes))
         publications: list[Publication] = []
         requirements: list[Requirement] = []
-        for stream, items in diff.items.items():
-            publications += self._publish(stream, items, now_ns, traceparent)
+        for stream, of_stream in diff.streams.items():
+            publications += self._publish(stream, of_stream.items, now_ns, traceparent)
             mark = self.streams[stream].mark
-            concerned = diff.concerned[stream]
-            for vpc, host in concerned:
+            for vpc, host in of_stream.concerned:
                 self._accepted_ns[vpc] = now_ns
                 if host:
                     self._inbox_places.setdefault(vpc, {})[host] = (stream, mark)
             if stream.kind is StreamKind.INBOX:
-                hosts = frozenset(host for _, host in concerned)
+                hosts = frozenset(host for _, host in of_stream.concerned)
             else:
                 hosts = self.streams[stream].followers
             requirements.append(Requirement(stream, mark, hosts))
         for stream, hosts_joined in diff.joined.items():
             # What they need of it may all have been published by earlier changes.
             state = self.streams[stream]
-            if stream not in diff.items and state.mark > ORIGIN:
+            if stream not in diff.streams and state.mark > ORIGIN:
                 requirements.append(Requirement(stream, state.mark, frozenset(hosts_joined)))
         return Accepted(self.change, now_ns, len(changes), publications, requirements)
 
@@ -234,8 +245,9 @@ class Core:
             config.revision_number = revision
             payload: bytes = config.SerializeToString()
             come = item_hash(kind, payload)
-            diff.add(stream, host, vpc, Resource(kind, id_, revision, payload), replaced, come)
-            records[key] = _Record(stream, host, vpc, revision, come)
+            resource = _new(Resource, (kind, id_, revision, payload))
+            diff.add(stream, host, vpc, resource, replaced, come)
+            records[key] = _new(_Record, (stream, host, vpc, revision, come))
             if kind is Kind.SUBSCRIPTION:
                 followed = StreamId.parse(id_)
                 self._stream(followed).follow(host, True)
@@ -254,8 +266,8 @@ class Core:
     ) -> list[Publication]:
         """Put a change set on a stream, as one message or as many as its size takes."""
         state = self._stream(stream)
-        items.sort(key=lambda item: item.phase)
-        chunks = packing.chunk([item.addressed for item in items], self._chunk_bytes)
+        items.sort(key=itemgetter(0))
+        chunks = packing.chunk([addressed for _, addressed, _, _ in items], self._chunk_bytes)
         publications = []
         start = 0
         for number, chunk in enumerate(chunks, 1):

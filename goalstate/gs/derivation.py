@@ -22,7 +22,8 @@ subscription       which VPCs and groups a host has ports in    inbox of the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from goalstate.gs.desired import Changes, Desired, ObjectChange
@@ -48,11 +49,28 @@ from goalstate.gs.streams import (
 )
 from goalstate.gs.topics import Topics
 
+# Configurations that come by the thousand are made empty and filled field by field: giving the
+# fields to the constructor takes more than twice as long.
 _FULL = resources_pb2.FULL
 _CREATE = resources_pb2.CREATE
 _PORT = resources_pb2.PortConfiguration
 _NEIGHBOR = resources_pb2.NeighborConfiguration
 _GROUP = resources_pb2.SecurityGroupConfiguration
+_SUBSCRIPTION = goalstate_pb2.NodeSubscribeInfo
+
+# A named tuple's own constructor is a Python function and takes twice as long.
+_new: Any = tuple.__new__
+
+#: Names that many ports have in common.
+_NAMES = 1 << 14
+_vpc_stream = lru_cache(_NAMES)(vpc_stream)
+_inbox_stream = lru_cache(_NAMES)(inbox_stream)
+_parsed = lru_cache(_NAMES)(StreamId.parse)
+
+
+@lru_cache(_NAMES)
+def _vpc_stream_name(vpc_id: str) -> str:
+    return str(vpc_stream(vpc_id))
 
 
 class Key(NamedTuple):
@@ -79,7 +97,9 @@ class Derivation:
         self, desired: Desired, topics: Topics, *, security_groups_own_stream: bool = False
     ) -> None:
         self._desired = desired
-        self._topics = topics
+        self._ports: Mapping[str, Port] = desired.table(ObjectKind.PORT)
+        self._hosts: Mapping[str, Host] = desired.table(ObjectKind.HOST)
+        self._topic = lru_cache(_NAMES)(topics.of_stream)
         self._own_stream = security_groups_own_stream
 
     # --- which resources a change touches ---
@@ -91,16 +111,18 @@ class Derivation:
         """
         keys: dict[Key, None] = {}
         for change in changes:
-            for key in self._touched_by(change):
-                keys[key] = None
+            kind, before, after = change
+            if kind is ObjectKind.PORT:
+                self._touch_by_port(before, after, keys)
+            else:
+                keys.update(dict.fromkeys(self._touched_by(change)))
         return keys
 
     def _touched_by(self, change: ObjectChange) -> Iterator[Key]:
+        """By a change of anything but a port."""
         kind, before, after = change
         some = after if after is not None else before
-        if kind is ObjectKind.PORT:
-            yield from self._touched_by_port(before, after)
-        elif kind is ObjectKind.HOST:
+        if kind is ObjectKind.HOST:
             if before is not None and after is not None and _underlay(before) != _underlay(after):
                 for port_id in self._desired.ports_of_host(after.id):
                     yield Key(Kind.PORT, port_id)
@@ -124,21 +146,24 @@ class Derivation:
         elif kind is ObjectKind.ROUTER:
             yield Key(Kind.ROUTER, some.id)
 
-    def _touched_by_port(self, before: Port | None, after: Port | None) -> Iterator[Key]:
+    def _touch_by_port(
+        self, before: Port | None, after: Port | None, keys: dict[Key, None]
+    ) -> None:
         some = after or before
         assert some is not None
-        yield Key(Kind.PORT, some.id)
+        keys[_new(Key, (Kind.PORT, some.id, ""))] = None
         if before is None or after is None or _location(before) != _location(after):
-            yield Key(Kind.NEIGHBOR, some.id)
+            keys[_new(Key, (Kind.NEIGHBOR, some.id, ""))] = None
             for end in (before, after):
                 if end is not None and end.host_id:
-                    yield Key(Kind.SUBSCRIPTION, str(vpc_stream(end.vpc_id)), end.host_id)
+                    name = _vpc_stream_name(end.vpc_id)
+                    keys[_new(Key, (Kind.SUBSCRIPTION, name, end.host_id))] = None
                     if self._own_stream:
                         for group in end.security_group_ids:
-                            stream = security_group_stream(group)
-                            yield Key(Kind.SUBSCRIPTION, str(stream), end.host_id)
+                            name = str(security_group_stream(group))
+                            keys[Key(Kind.SUBSCRIPTION, name, end.host_id)] = None
         for dhcp_id in self._desired.dhcps_of_port(some.id):
-            yield Key(Kind.DHCP, dhcp_id)
+            keys[Key(Kind.DHCP, dhcp_id)] = None
 
     # --- what a resource must be ---
 
@@ -160,7 +185,7 @@ class Derivation:
             tunnel_id=vpc.tunnel_id,
             gateway_ids=sorted(self._desired.gateways_of_vpc(vpc.id)),
         )
-        return Derived(vpc_stream(vpc.id), "", vpc.id, config)
+        return Derived(_vpc_stream(vpc.id), "", vpc.id, config)
 
     def _subnet(self, key: Key) -> Derived | None:
         subnet: Subnet | None = self._desired.get(ObjectKind.SUBNET, key.id)
@@ -188,7 +213,7 @@ class Derivation:
         if subnet.gateway_ip or subnet.gateway_mac:
             config.gateway.ip_address = subnet.gateway_ip
             config.gateway.mac_address = subnet.gateway_mac
-        return Derived(vpc_stream(subnet.vpc_id), "", subnet.vpc_id, config)
+        return Derived(_vpc_stream(subnet.vpc_id), "", subnet.vpc_id, config)
 
     def _security_group(self, key: Key) -> Derived | None:
         group: SecurityGroup | None = self._desired.get(ObjectKind.SECURITY_GROUP, key.id)
@@ -209,7 +234,7 @@ class Derivation:
                     remote_ip_prefix=rule.remote_ip_prefix,
                     remote_group_id=rule.remote_group_id,
                 )
-        stream = security_group_stream(group.id) if self._own_stream else vpc_stream(group.vpc_id)
+        stream = security_group_stream(group.id) if self._own_stream else _vpc_stream(group.vpc_id)
         return Derived(stream, "", group.vpc_id, config)
 
     def _router(self, key: Key) -> Derived | None:
@@ -232,7 +257,7 @@ class Derivation:
                     next_hop_ip=route.next_hop_ip,
                     priority=route.priority,
                 )
-        return Derived(vpc_stream(router.vpc_id), "", router.vpc_id, config)
+        return Derived(_vpc_stream(router.vpc_id), "", router.vpc_id, config)
 
     def _gateway(self, key: Key) -> Derived | None:
         gateway: Gateway | None = self._desired.get(ObjectKind.GATEWAY, key.id)
@@ -245,61 +270,54 @@ class Derivation:
         )
         for ip, mac in gateway.destinations:
             config.destinations.add(ip_address=ip, mac_address=mac)
-        return Derived(vpc_stream(gateway.vpc_id), "", gateway.vpc_id, config)
+        return Derived(_vpc_stream(gateway.vpc_id), "", gateway.vpc_id, config)
 
     def _bound(self, port_id: str) -> tuple[Port, Host] | None:
-        port: Port | None = self._desired.get(ObjectKind.PORT, port_id)
+        port = self._ports.get(port_id)
         if port is None or not port.host_id:
             return None
-        return port, self._desired.get(ObjectKind.HOST, port.host_id)
+        return port, self._hosts[port.host_id]
 
     def _port(self, key: Key) -> Derived | None:
         bound = self._bound(key.id)
         if bound is None:
             return None
         port, host = bound
-        config = _PORT(
-            id=port.id,
-            update_type=_FULL,
-            vpc_id=port.vpc_id,
-            name=port.name,
-            device_id=port.device_id,
-            device_owner=port.device_owner,
-            mac_address=port.mac_address,
-            admin_state_up=not port.admin_down,
-        )
+        config = _PORT()
+        config.id = port.id
+        config.update_type = _FULL
+        config.vpc_id = port.vpc_id
+        config.name = port.name
+        config.device_id = port.device_id
+        config.device_owner = port.device_owner
+        config.mac_address = port.mac_address
+        config.admin_state_up = not port.admin_down
         info = config.host_info
         info.ip_address = host.ip_address
         info.mac_address = host.mac_address
-        add_ip = config.fixed_ips.add
-        for subnet_id, ip in port.fixed_ips:
-            add_ip(subnet_id=subnet_id, ip_address=ip)
-        for ip, mac in port.allowed_address_pairs:
-            config.allow_address_pairs.add(ip_address=ip, mac_address=mac)
-        for group in port.security_group_ids:
-            config.security_group_ids.add(id=group)
-        return Derived(inbox_stream(host.group), host.id, port.vpc_id, config)
+        _add_addresses(config, port)
+        if port.security_group_ids:
+            groups = config.security_group_ids
+            for group in port.security_group_ids:
+                groups.add().id = group
+        return Derived(_inbox_stream(host.group), host.id, port.vpc_id, config)
 
     def _neighbor(self, key: Key) -> Derived | None:
         bound = self._bound(key.id)
         if bound is None:
             return None
         port, host = bound
-        config = _NEIGHBOR(
-            id=port.id,
-            update_type=_FULL,
-            vpc_id=port.vpc_id,
-            mac_address=port.mac_address,
-            host_mac_address=host.mac_address,
-            host_ip_address=host.ip_address,
-            security_group_ids=port.security_group_ids,
-        )
-        add_ip = config.fixed_ips.add
-        for subnet_id, ip in port.fixed_ips:
-            add_ip(subnet_id=subnet_id, ip_address=ip)
-        for ip, mac in port.allowed_address_pairs:
-            config.allow_address_pairs.add(ip_address=ip, mac_address=mac)
-        return Derived(vpc_stream(port.vpc_id), "", port.vpc_id, config)
+        config = _NEIGHBOR()
+        config.id = port.id
+        config.update_type = _FULL
+        config.vpc_id = port.vpc_id
+        config.mac_address = port.mac_address
+        config.host_mac_address = host.mac_address
+        config.host_ip_address = host.ip_address
+        _add_addresses(config, port)
+        if port.security_group_ids:
+            config.security_group_ids.extend(port.security_group_ids)
+        return Derived(_vpc_stream(port.vpc_id), "", port.vpc_id, config)
 
     def _dhcp(self, key: Key) -> Derived | None:
         dhcp: Dhcp | None = self._desired.get(ObjectKind.DHCP, key.id)
@@ -317,13 +335,13 @@ class Derivation:
             port_host_name=dhcp.host_name,
             port_id=dhcp.port_id,
         )
-        return Derived(inbox_stream(host.group), host.id, port.vpc_id, config)
+        return Derived(_inbox_stream(host.group), host.id, port.vpc_id, config)
 
     def _subscription(self, key: Key) -> Derived | None:
-        host: Host | None = self._desired.get(ObjectKind.HOST, key.host)
+        host = self._hosts.get(key.host)
         if host is None:
             return None
-        stream = StreamId.parse(key.id)
+        stream = _parsed(key.id)
         if stream.kind is StreamKind.VPC:
             vpc_id = stream.id
             if host.id not in self._desired.hosts_of_vpc(vpc_id):
@@ -333,13 +351,23 @@ class Derivation:
             if group is None or host.id not in self._desired.hosts_of_group(group.id):
                 return None
             vpc_id = group.vpc_id
-        config = goalstate_pb2.NodeSubscribeInfo(
-            subscribe_operation=goalstate_pb2.Subscribe,
-            topic=self._topics.of_stream(stream),
-            stream=key.id,
-            channel=goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR,
-        )
-        return Derived(inbox_stream(host.group), host.id, vpc_id, config)
+        config = _SUBSCRIPTION()
+        config.subscribe_operation = goalstate_pb2.Subscribe
+        config.topic = self._topic(stream)
+        config.stream = key.id
+        config.channel = goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR
+        return Derived(_inbox_stream(host.group), host.id, vpc_id, config)
+
+
+def _add_addresses(config: Any, port: Port) -> None:
+    """The addresses of a port, to its configuration or to its neighbor's."""
+    addresses = config.fixed_ips
+    for subnet_id, ip in port.fixed_ips:
+        address = addresses.add()
+        address.subnet_id = subnet_id
+        address.ip_address = ip
+    for ip, mac in port.allowed_address_pairs:
+        config.allow_address_pairs.add(ip_address=ip, mac_address=mac)
 
 
 def _underlay(host: Host) -> tuple[str, str]:

@@ -4,6 +4,9 @@ A change set becomes as few messages as its size allows. Within one message an i
 once for each kind (GoalStateV2 keeps states in maps), so a port that leaves one host and enters
 another of the same group takes two messages; the caller's order decides which comes first.
 
+Messages are written as Frames: the same bytes as a GoalStateV2 with these configurations, which
+are not parsed only to be serialized again.
+
 On an inbox stream a message is for several hosts: `host_resources` says which resources are whose,
 and carries for each host the digest of what it holds and the facts of its subscriptions.
 """
@@ -16,7 +19,8 @@ from typing import Any, NamedTuple
 from goalstate.gs import digest as digests
 from goalstate.gs.errors import MalformedMessage
 from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
-from goalstate.gs.resources import STATES_FIELD, Kind, Resource
+from goalstate.gs.pb.goalstate.agent.v1.frame_pb2 import Frame
+from goalstate.gs.resources import CONFIGURATION, STATES_FIELD, Kind, Resource
 from goalstate.gs.versions import FORMAT_V2
 
 #: Bytes of payload in a message, about: larger change sets are chunked.
@@ -63,12 +67,16 @@ def encode(items: Sequence[Addressed], host_digests: Mapping[str, int] | None = 
     `host_digests` holds, for an inbox stream, the digest of every host in `items` after the
     message.
     """
-    message = goalstate_pb2.GoalStateV2(format_version=FORMAT_V2)
+    message = Frame(format_version=FORMAT_V2)
     states: dict[Kind, Any] = {k: getattr(message, name) for k, name in STATES_FIELD.items()}
     sections = message.host_resources
+    section: Any = None
+    of = ""
     for host, (kind, id_, revision, payload) in items:
+        if host and host != of:
+            of, section = host, sections[host]
         if kind is Kind.SUBSCRIPTION:
-            fact = sections[host].subscriptions.add()
+            fact = section.subscriptions.add()
             if payload:
                 fact.MergeFromString(payload)
                 fact.subscribe_operation = goalstate_pb2.Subscribe
@@ -80,14 +88,16 @@ def encode(items: Sequence[Addressed], host_digests: Mapping[str, int] | None = 
         state = states[kind][id_]
         if payload:
             state.operation_type = _CREATE if revision == 1 else _UPDATE
-            state.configuration.MergeFromString(payload)
+            state.configuration = payload
         else:
             state.operation_type = _DELETE
-            state.configuration.id = id_
-            state.configuration.revision_number = revision
+            gone = CONFIGURATION[kind](id=id_, revision_number=revision)
+            state.configuration = gone.SerializeToString()
         if host:
+            named = section.resources.add()
             # Kinds of one host's resources are Alcor's: their numbers are ResourceType's.
-            sections[host].resources.add(type=int(kind), id=id_)
+            named.type = kind
+            named.id = id_
     for host, value in (host_digests or {}).items():
         sections[host].digest = digests.to_bytes(value)
     serialized: bytes = message.SerializeToString(deterministic=True)

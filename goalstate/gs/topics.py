@@ -1,8 +1,8 @@
 """Names of topics.
 
-Ids are free text, so they are encoded: every byte outside [A-Za-z0-9_.] becomes `-` and two
-hexadecimal digits. That is reversible, keeps names readable, and leaves no way to write a name
-that Pulsar reads as something else (a `-partition-3` at the end, a slash, a percent sign).
+Ids are free text, so they are encoded: every byte outside [A-Za-z0-9_.-] becomes `~` and two
+hexadecimal digits. That is reversible, keeps names readable, and with the fixed ending leaves no
+way to write a name that Pulsar reads as something else (a `-partition-3` at the end, a slash).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from goalstate.gs.streams import StreamId, StreamKind
 
-_UNSAFE = re.compile(rb"[^A-Za-z0-9_.]")
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_.-]")
 
 
 def encode(id_: str) -> str:
     """A part of a topic name that stands for `id_`."""
-    return _UNSAFE.sub(lambda m: b"-%02x" % m[0][0], id_.encode()).decode("ascii")
+    return _UNSAFE.sub(lambda m: b"~%02x" % m[0][0], id_.encode()).decode("ascii")
 
 
 def decode(text: str) -> str:
     """The id that `text` stands for. Raises ValueError when `encode` cannot have made it."""
-    raw = re.sub(rb"-([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), text.encode("ascii"))
+    raw = re.sub(rb"~([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), text.encode("ascii"))
     id_ = raw.decode()
     if encode(id_) != text:
         raise ValueError(f"{text!r} is no encoded id")

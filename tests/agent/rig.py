@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from goalstate.agent.core import Action, Follow, HostCore, HostSettings, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.reports import Reporter
 from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader

@@ -7,7 +7,7 @@ import pytest
 
 from goalstate.agent import fleet as fleets
 from goalstate.agent import readers
-from goalstate.agent.core import Action
+from goalstate.agent.actions import Action
 from goalstate.agent.dataplanes import MemoryDataPlane, ModelledDataPlane, ProgrammingModel
 from goalstate.agent.fleet import Member, counts
 from goalstate.bus.errors import BrokerUnreachable, PositionGone

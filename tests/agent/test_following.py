@@ -252,3 +252,18 @@ def test_streams_do_not_mix() -> None:
     rig.run()
     rig.on_inbox(gone(subscription(other.stream)))
     assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}
+
+
+def test_what_was_under_way_when_a_stream_was_left_does_not_count_for_its_return() -> None:
+    rig = Rig()
+    rig.join()
+    rig.slow = True
+    rig.on_vpc(vpc(), subnet())  # 1/1, of which the VPC is under way
+    rig.on_inbox(gone(subscription()))
+    rig.on_inbox(subscription(revision=3))
+    rig.finish()
+    assert rig.watermark() == Mark(0, 0)
+    while rig.waiting:
+        rig.finish()
+    assert rig.watermark() == Mark(1, 1)
+    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}

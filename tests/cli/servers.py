@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from goalstate.gs.pb.alcor.schema import goalstate_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
@@ -39,6 +42,8 @@ class Publisher(DataPlaneManagerServicer):
         self.answer: Callable[[intent_pb2.Intent], api.ApplyReply | None] = self.accept
         #: A status with which every call fails.
         self.failure: tuple[grpc.StatusCode, str] | None = None
+        #: What every call is refused with.
+        self.violations: error_details_pb2.BadRequest | None = None
         #: The newest change from the second status on; 0: as in the first.
         self.next_change = 0
         self.applied: list[intent_pb2.Intent] = []
@@ -52,6 +57,11 @@ class Publisher(DataPlaneManagerServicer):
     def _check(self, context: Any) -> None:
         if self.failure is not None:
             context.abort(*self.failure)
+        if self.violations is not None:
+            detail = any_pb2.Any()
+            detail.Pack(self.violations)
+            refused = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, details=[detail])
+            context.abort_with_status(rpc_status.to_status(refused))
 
     def Apply(self, request: Any, context: Any) -> Any:
         raise NotImplementedError("the command line uses the stream")

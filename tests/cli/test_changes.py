@@ -6,8 +6,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from goalstate.cli import changes
+from goalstate.cli.output import Output
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from tests.cli import region
@@ -180,6 +182,32 @@ def test_a_failing_publisher_is_told_with_its_reason(
     assert ran.code == code
     assert told in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_the_violations_in_a_status_are_shown_as_well(run: Run, publisher: Publisher) -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation(
+        field="vpcs[0].cidr", description="BAD_CIDR: it is none", reason="BAD_CIDR"
+    )
+    publisher.violations = error_details_pb2.BadRequest(field_violations=[violation])
+    ran = run("apply", "-", "--json", stdin="vpcs: [{id: v}]")
+    assert ran.code == 1
+    assert ran.document["detail"] == [
+        {"path": "vpcs[0].cidr", "reason": "BAD_CIDR", "message": "it is none"}
+    ]
+    assert "vpcs[0].cidr BAD_CIDR it is none" in ran.err
+
+
+def test_progress_is_shown_to_whoever_sees_it_and_never_on_stdout(
+    run: Run, publisher: Publisher, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Output, "interactive", True)
+    step = api.WaitReply(hosts=3, hosts_applied=1, hosts_needed=3)
+    publisher.waits = [step, *publisher.waits]
+    ran = run("apply", two, "--wait", "--json")
+    assert ran.code == 0
+    assert ran.document["wait"]["converged"] is True
+    publisher.waits = []
+    assert run("apply", two, "--wait").code == 3
 
 
 def test_without_a_publisher_the_message_says_how_to_get_one(run: Run, two: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 
 from goalstate.bus.brokers import Broker
+from goalstate.bus.connect import connect
+from goalstate.gs.topics import Topics
 from tests.cli.conftest import Run
 
 #: Seconds within which a process must be ready or gone: a bound, not a wait.
@@ -168,3 +171,33 @@ def test_a_busy_port_is_told(embedded_broker: Broker, busy: str) -> None:
         assert done.returncode == 4
         assert f"cannot listen on {busy}" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_followed_topic_is_shown_until_interrupted(embedded_broker: Broker) -> None:
+    topics = Topics("persistent://goalstate/followed")
+
+    async def send() -> None:
+        bus = await connect(embedded_broker.url)
+        producer = await bus.open_producer(topics.intent_log)
+        await producer.send(b"")
+        await bus.close()
+
+    asyncio.run(send())
+    source = ("--topic", topics.intent_log, "--region", "followed", "--broker", embedded_broker.url)
+    process = subprocess.Popen(
+        command("decode", *source, "--follow", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "Record"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=BOUND_S)
+        assert process.returncode == 130
+        assert err == "interrupted\n"
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,36 @@
+"""What a host's core asks its surroundings to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from goalstate.gs.resources import Resource
+from goalstate.gs.streams import StreamId
+
+
+class Follow(NamedTuple):
+    """Read `topic` after position `start`. Replaces an open reader of the stream."""
+
+    stream: StreamId
+    topic: str
+    start: bytes
+
+
+class Unfollow(NamedTuple):
+    """Close the reader of the stream."""
+
+    stream: StreamId
+
+
+class Program(NamedTuple):
+    """Bring these resources, in this order, to the data plane; answer with `programmed`.
+
+    An operation without a payload is a deletion. There is one program at a time.
+    """
+
+    number: int
+    operations: Sequence[Resource]
+
+
+Action = Follow | Unfollow | Program
