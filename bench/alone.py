@@ -3,7 +3,6 @@ memory."""
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -42,9 +41,3 @@ class Stages:
         self.cpu[stage] = self.cpu.get(stage, 0.0) + cpu - self._cpu
         self.wall[stage] = self.wall.get(stage, 0.0) + wall - self._wall
         self._wall, self._cpu = wall, cpu
-
-
-def settle_memory() -> None:
-    """Collect garbage now, and leave what there is out of later collections."""
-    gc.collect()
-    gc.freeze()

@@ -130,7 +130,15 @@ class System:
         ready = self._directory / f"{name}-{number}.ready"
         common = ["--broker", self.broker.url, "--region", self.region, "--metrics-port", "0"]
         child = Child(
-            [sys.executable, "-m", "goalstate.cli", *arguments, *common, "--ready-file", str(ready)],
+            [
+                sys.executable,
+                "-m",
+                "goalstate.cli",
+                *arguments,
+                *common,
+                "--ready-file",
+                str(ready),
+            ],
             log=self._directory / f"{name}-{number}.log",
             # Settings of the caller's own would make this another measurement.
             env={k: v for k, v in os.environ.items() if not k.startswith("GOALSTATE_")},

@@ -6,6 +6,7 @@ Imports none of the rooms.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -60,6 +61,18 @@ def configure_logging(form: Literal["json", "console"], level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def relax_garbage_collection() -> None:
+    """Look for cycles rarely. To be called once, when what stays was imported.
+
+    Publisher and hosts hold hundreds of thousands of tuples, which refer to nothing that refers
+    back: looking through them again and again would cost a quarter of all work, and each time hold
+    everything up.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1_000_000, 50, 1000)
 
 
 def grpc_server() -> grpc.aio.Server:

@@ -10,7 +10,6 @@ Prometheus ────▶ /metrics ────────┘ FleetMetrics
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -43,6 +42,7 @@ from goalstate.process import (
     clock_id,
     configure_logging,
     grpc_server,
+    relax_garbage_collection,
     run_until_signal,
     write_ready_file,
 )
@@ -87,6 +87,7 @@ async def run(
         # What really runs: a counting host checks its VPCs' messages and decodes none.
         "counting_hosts": counting,
         "decoding_hosts": len(members) - counting,
+        "decoding": config.decoding,
         "data_plane": config.data_plane,
     }
     server = grpc_server()
@@ -116,6 +117,7 @@ async def run(
                 report_delay_s=config.report_delay_ms / 1e3,
                 open_readers_at_a_time=config.open_readers_at_a_time,
                 inspection_address=facts["listen"] or "",
+                shared_decoding=config.decoding == "shared",
             ),
             _data_planes(config),
         )
@@ -189,11 +191,7 @@ def _serve_metrics(config: AgentConfig, fleet: Fleet) -> tuple[Any, Any] | None:
 def main(config: AgentConfig) -> None:
     """Run as a process of its own, until SIGTERM or Ctrl-C."""
     configure_logging(config.log_format, config.log_level)
-    # Hosts hold hundreds of thousands of tuples, which refer to nothing that refers back: looking
-    # through them again and again for cycles would cost more than all else.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
+    relax_garbage_collection()
     run_until_signal(lambda stop: run(config, stop=stop))
 
 

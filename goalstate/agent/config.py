@@ -49,6 +49,11 @@ class AgentConfig(BaseSettings):
         default=0.0, ge=0, le=1, description="share of the hosts that count and do not decode"
     )
 
+    decoding: Literal["shared", "own"] = Field(
+        default="shared",
+        description="shared: a message that several hosts get is read once; own: by each of them",
+    )
+
     data_plane: Literal["memory", "modelled"] = "memory"
     model: ModelConfig = ModelConfig()
     program_limit: int = Field(default=4096, ge=1, description="operations in one program")

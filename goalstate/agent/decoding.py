@@ -51,7 +51,9 @@ Needs = tuple[Reference, ...]
 
 _V2_BEGINS = bytes((1 << 3, FORMAT_V2))
 _DELETE = resources_pb2.DELETE
-_KIND_OF_FIELD = {name: kind for kind, name in STATES_FIELD.items()}
+_KIND_OF_FIELD = {
+    Frame.DESCRIPTOR.fields_by_name[name].number: kind for kind, name in STATES_FIELD.items()
+}
 _INBOX_KINDS = frozenset({Kind.PORT, Kind.DHCP, Kind.SUBSCRIPTION})
 _new_resource = tuple.__new__
 #: `digest.item` seeds the hash with kind + 1; this is it for a whole column of payloads.
@@ -280,7 +282,7 @@ class _Sorter:
             return
         vpc_id = self._stream.id
         parse_config = resources_pb2.NeighborConfiguration.FromString
-        column = _Column()
+        column = self._column(Kind.NEIGHBOR, False, "")
         ids, revisions, payloads = column.ids, column.revisions, column.payloads
         each_needs = column.needs
         needs_of: dict[str, Needs] = {"": ()}
@@ -309,12 +311,6 @@ class _Sorter:
             revisions.append(config.revision_number)
             payloads.append(payload)
             each_needs.append(needs)
-        if ids:
-            others = self._column(Kind.NEIGHBOR, False, "")
-            others.ids += ids
-            others.revisions += revisions
-            others.payloads += payloads
-            others.needs += each_needs
 
     def spoiled(self, kind: int, id_: str, reason: str) -> None:
         self.malformed.append(Malformed(int(kind), id_, f"MALFORMED: {reason}"))
@@ -322,6 +318,8 @@ class _Sorter:
     def groups(self) -> list[Group]:
         groups = []
         for (kind, deletion, refusal), column in self._columns.items():
+            if not column.ids:
+                continue
             rows = zip(repeat(kind), column.ids, column.revisions, column.payloads)
             resources = list(map(_new_resource, repeat(Resource), rows))
             digest = 0 if deletion else sum(map(_hash, column.payloads, repeat(kind + 1)))
@@ -361,7 +359,7 @@ class _Sorter:
 def _for_all(frame: Frame, stream: StreamId) -> Content:
     sorter = _Sorter(stream)
     for field, states in frame.ListFields():
-        kind = _KIND_OF_FIELD.get(field.name)
+        kind = _KIND_OF_FIELD.get(field.number)
         if kind is Kind.NEIGHBOR:
             sorter.neighbors(states)
         elif kind is not None:

@@ -8,7 +8,7 @@
 Laws:
 
 1.  What one host knows no other host uses. Hosts share the connection, and the reading of a message
-    that the bus hands to several of them.
+    that the bus hands to several of them (unless `shared_decoding` is off).
 2.  Reports are gathered: the news of all hosts within the report delay become one message. A host
     says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
     a report was lost.
@@ -60,6 +60,8 @@ class FleetSettings(NamedTuple):
     report_delay_s: float = 0.005
     open_readers_at_a_time: int = 256
     inspection_address: str = ""
+    #: Read a message once that several hosts get, instead of once for each of them.
+    shared_decoding: bool = True
 
 
 def counts(number: int, share: float) -> bool:
@@ -140,7 +142,7 @@ class Fleet:
     ) -> None:
         """`data_plane` makes the data plane of a host. Raises ValueError for a host given twice."""
         self.counters = Counters()
-        self.decoder = Decoder()
+        self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
         self.readers = Readers(bus, settings.open_readers_at_a_time)
         self.waking: dict[Host, None] = {}
         self.hosts: dict[str, Host] = {}

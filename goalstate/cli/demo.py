@@ -105,10 +105,13 @@ class _Demo:
             self._apply(list(self._region.host_intents()))
             run = ["agent", "run", *common, "--inspect", "127.0.0.1:0"]
             run += ["--hosts", str(self._region.hosts)]
-            self._serve("fleet", run)
+            fleet = self._serve("fleet", run)
         out.text(f"DPM: process {facts['pid']} at {self.dpm}")
+        reads = "read once" if fleet["decoding"] == "shared" else "read by each"
         out.text(
-            f"fleet: {self._region.hosts} hosts in one process, each with its own readers and state"
+            f"fleet: {fleet['decoding_hosts']} decoding and {fleet['counting_hosts']} counting "
+            "hosts in one process, each with its own readers and state; what several hosts get is "
+            f"{reads}"
         )
 
     def _serve(self, name: str, arguments: list[str]) -> dict[str, Any]:

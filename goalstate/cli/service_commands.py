@@ -97,6 +97,10 @@ def agent_run(
         float | None,
         typer.Option(min=0, max=1, help="Share of the hosts that check and count, undecoded."),
     ] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option(help="shared: what several hosts get is read once; own: by each of them."),
+    ] = None,
     inspect: Annotated[
         str | None, typer.Option(help="HOST:PORT of the inspection service.")
     ] = None,
@@ -123,6 +127,7 @@ def agent_run(
             region=region,
             data_plane=data_plane,
             counting_share=counting_share,
+            decoding=decoding,
             inspect=inspect,
             metrics_port=metrics_port,
             register=register,

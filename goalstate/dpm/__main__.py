@@ -38,6 +38,7 @@ from goalstate.process import (
     clock_id,
     configure_logging,
     grpc_server,
+    relax_garbage_collection,
     run_until_signal,
     write_ready_file,
 )
@@ -179,6 +180,7 @@ async def _keep_gauges(
 def main(config: DpmConfig) -> None:
     """Run as a process of its own, until SIGTERM or Ctrl-C."""
     configure_logging(config.log_format, config.log_level)
+    relax_garbage_collection()
     run_until_signal(lambda stop: run(config, stop=stop))
 
 

@@ -36,7 +36,6 @@ from goalstate.gs.streams import (
 from goalstate.gs.topics import Topics
 from goalstate.gs.versions import FORMAT_V2
 
-
 # A named tuple's own constructor is a Python function and takes twice as long.
 _new: Any = tuple.__new__
 #: `ordering.phase` by kind, and whether it is a deletion.
@@ -80,8 +79,8 @@ class _Record(NamedTuple):
     hash: int  # 0: it was withdrawn, only its revision still matters
 
 
-#: A resource on its way onto a stream: its phase in the order, itself, the hash of what it takes the
-#: place of (0: of nothing), and its own (0: it is a deletion).
+#: A resource on its way onto a stream: its phase in the order, itself, the hash of what it takes
+#: the place of (0: of nothing), and its own (0: it is a deletion).
 _Item = tuple[int, Addressed, int, int]
 
 

@@ -22,7 +22,7 @@ subscription       which VPCs and groups a host has ports in    inbox of the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ _FULL = resources_pb2.FULL
 _CREATE = resources_pb2.CREATE
 _PORT = resources_pb2.PortConfiguration
 _NEIGHBOR = resources_pb2.NeighborConfiguration
+_DHCP = resources_pb2.DHCPConfiguration
 _GROUP = resources_pb2.SecurityGroupConfiguration
 _SUBSCRIPTION = goalstate_pb2.NodeSubscribeInfo
 
@@ -325,16 +326,20 @@ class Derivation:
         if dhcp is None or bound is None:
             return None
         port, host = bound
-        config = resources_pb2.DHCPConfiguration(
-            id=dhcp.id,
-            update_type=_FULL,
-            subnet_id=port.fixed_ips[0].subnet_id if port.fixed_ips else "",
-            mac_address=port.mac_address,
-            ipv4_address=_first(ip.ip_address for ip in port.fixed_ips if ":" not in ip.ip_address),
-            ipv6_address=_first(ip.ip_address for ip in port.fixed_ips if ":" in ip.ip_address),
-            port_host_name=dhcp.host_name,
-            port_id=dhcp.port_id,
-        )
+        config = _DHCP()
+        config.id = dhcp.id
+        config.update_type = _FULL
+        config.mac_address = port.mac_address
+        config.port_host_name = dhcp.host_name
+        config.port_id = dhcp.port_id
+        if port.fixed_ips:
+            config.subnet_id = port.fixed_ips[0].subnet_id
+        # The first address of each family.
+        for _, ip in reversed(port.fixed_ips):
+            if ":" in ip:
+                config.ipv6_address = ip
+            else:
+                config.ipv4_address = ip
         return Derived(_inbox_stream(host.group), host.id, port.vpc_id, config)
 
     def _subscription(self, key: Key) -> Derived | None:
@@ -384,10 +389,6 @@ def _location(port: Port) -> tuple[object, ...]:
         port.allowed_address_pairs,
         port.security_group_ids,
     )
-
-
-def _first(texts: Iterable[str]) -> str:
-    return next(iter(texts), "")
 
 
 # Alcor has no "any protocol": the rule is sent once for each.

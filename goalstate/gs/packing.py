@@ -42,19 +42,25 @@ def chunk(items: Sequence[Addressed], limit: int = CHUNK_BYTES) -> list[list[Add
     """Cut a change set, in its order, into the contents of messages of about `limit` bytes."""
     chunks: list[list[Addressed]] = []
     current: list[Addressed] = []
-    seen: set[tuple[Kind, str, str]] = set()
+    seen: dict[Kind, set[str]] = {kind: set() for kind in Kind}
     size = 0
     for item in items:
         host, (kind, id_, _, payload) = item
-        # Subscriptions lie inside their host's section: only there must they be unique.
-        key = (kind, id_, host if kind is Kind.SUBSCRIPTION else "")
-        cost = len(payload) + 2 * len(id_) + 16 + (len(id_) + 12 if host else 0)
-        if current and (size + cost > limit or key in seen):
+        length = len(id_)
+        cost = len(payload) + 2 * length + 16
+        unique = id_
+        if host:
+            cost += length + 12
+            if kind is Kind.SUBSCRIPTION:
+                # They lie inside their host's section: only there must they be unique.
+                unique = f"{host}\0{id_}"
+        if current and (size + cost > limit or unique in seen[kind]):
             chunks.append(current)
             current, size = [], 0
-            seen.clear()
+            for ids in seen.values():
+                ids.clear()
         current.append(item)
-        seen.add(key)
+        seen[kind].add(unique)
         size += cost
     if current:
         chunks.append(current)

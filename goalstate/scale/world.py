@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from goalstate.agent.core import Action, Follow, HostCore, HostSettings, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.reports import Reporter
 from goalstate.bus.base import LATEST, Message
 from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
