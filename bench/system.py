@@ -119,10 +119,10 @@ class System:
     ) -> None:
         self._stack.close()
 
-    def fleet(self, hosts: int, *, counting_share: float = 0.0) -> Fleet:
-        """Start hosts 0 to `hosts`; returns when they follow their inboxes."""
+    def fleet(self, hosts: int, *, counting_share: float = 0.0, decoding: str = "shared") -> Fleet:
+        """Start so many hosts, from the first; returns when they follow their inboxes."""
         arguments = ["agent", "run", "--hosts", str(hosts), "--inspect", "127.0.0.1:0"]
-        arguments += ["--counting-share", str(counting_share)]
+        arguments += ["--counting-share", str(counting_share), "--decoding", decoding]
         return Fleet(self._stack, self._serve("fleet", arguments))
 
     def _serve(self, name: str, arguments: list[str]) -> dict[str, Any]:

@@ -13,15 +13,16 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grpc
 import structlog
 import uvloop
+from google.protobuf.message import DecodeError
 
-#: Largest gRPC message that we send or take, in bytes.
+#: Largest gRPC message that we send or take unless told otherwise, in bytes.
 MAX_GRPC_BYTES = 64 * 1024 * 1024
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -75,15 +76,68 @@ def relax_garbage_collection() -> None:
     gc.set_threshold(1_000_000, 50, 1000)
 
 
-def grpc_server() -> grpc.aio.Server:
+class _Unreadable(NamedTuple):
+    """Stands for a request that is none; says why."""
+
+    reason: str
+
+
+class _RefuseUnreadable(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Answers bytes that are no request with INVALID_ARGUMENT: by itself gRPC says UNKNOWN, as if
+    it were our fault. For services of ours, in which every answer of a stream is yielded."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/goalstate."):
+            return handler
+
+        def deserialize(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError as error:
+                return _Unreadable(str(error))
+
+        async def checked(request: Any, context: Any) -> Any:
+            if isinstance(request, _Unreadable):
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"these bytes are no request of {details.method}: {request.reason}",
+                )
+            return request
+
+        async def all_checked(requests: Any, context: Any) -> AsyncIterator[Any]:
+            async for request in requests:
+                yield await checked(request, context)
+
+        async def unary_unary(request: Any, context: Any) -> Any:
+            return await handler.unary_unary(await checked(request, context), context)
+
+        async def unary_stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            async for reply in handler.unary_stream(await checked(request, context), context):
+                yield reply
+
+        async def stream_stream(requests: Any, context: Any) -> AsyncIterator[Any]:
+            async for reply in handler.stream_stream(all_checked(requests, context), context):
+                yield reply
+
+        return handler._replace(
+            request_deserializer=deserialize,
+            unary_unary=handler.unary_unary and unary_unary,
+            unary_stream=handler.unary_stream and unary_stream,
+            stream_stream=handler.stream_stream and stream_stream,
+        )
+
+
+def grpc_server(max_receive_bytes: int = MAX_GRPC_BYTES) -> grpc.aio.Server:
     """A server with our limits. Must be called with the event loop running."""
     return grpc.aio.server(
+        interceptors=[_RefuseUnreadable()],
         options=[
-            ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
+            ("grpc.max_receive_message_length", max_receive_bytes),
             ("grpc.max_send_message_length", MAX_GRPC_BYTES),
             # Without this a second server on the port is not refused but gets half of the calls.
             ("grpc.so_reuseport", 0),
-        ]
+        ],
     )
 
 

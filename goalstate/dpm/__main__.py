@@ -78,7 +78,7 @@ async def run(
         metrics=metrics,
         security_groups_own_stream=config.security_groups == "own-stream",
     )
-    server = grpc_server()
+    server = grpc_server(config.max_intent_bytes)
     api_grpc.add_DataPlaneManagerServicer_to_server(
         NorthboundService(engine, metrics, broker=config.broker), server
     )
@@ -165,11 +165,15 @@ async def _keep_gauges(
         async with engine.lock:
             for kind, count in engine.core.desired.counts().items():
                 metrics.objects.labels(kind=kind.name.lower()).set(count)
-            hosts = [host.id for host in engine.core.desired.objects(ObjectKind.HOST)]
-        leases = [engine.convergence.lease(host, now) for host in hosts]
+            hosts = {host.id for host in engine.core.desired.objects(ObjectKind.HOST)}
+        convergence = engine.convergence
+        for host in convergence.hosts.keys() - hosts:
+            if convergence.lease(host, now) is Lease.EXPIRED:
+                convergence.forget(host)
+        leases = [convergence.lease(host, now) for host in hosts]
         for lease in Lease:
             metrics.hosts.labels(lease=lease.value).set(leases.count(lease))
-        whys = [e.why for v in engine.convergence.hosts.values() for e in v.exceptions]
+        whys = [e.why for view in convergence.hosts.values() for e in view.exceptions]
         for why in (Why.REFUSED, Why.PENDING):
             metrics.exceptions.labels(status=why.value).set(whys.count(why))
         metrics.publish_backlog.set(engine.backlog)

@@ -17,6 +17,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from goalstate.process import MAX_GRPC_BYTES
+
 
 class DpmConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GOALSTATE_DPM_", extra="forbid", frozen=True)
@@ -35,7 +37,9 @@ class DpmConfig(BaseSettings):
     report_shards: int = Field(default=4, ge=1, le=1024)
     security_groups: Literal["vpc-stream", "own-stream"] = "vpc-stream"
     compression: Literal["none", "lz4", "zstd"] = "zstd"
-    max_intent_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    max_intent_bytes: int = Field(
+        default=MAX_GRPC_BYTES, ge=1024, le=MAX_GRPC_BYTES, description="of one request"
+    )
     ready_file: Path | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -24,6 +24,9 @@ from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
+#: Seconds; a host says how long it counts as live, within reason.
+MAX_LEASE_S = 30 * 24 * 3600.0
+
 
 class Lease(Enum):
     LIVE = "live"
@@ -98,6 +101,10 @@ class HostView:
         self.exceptions: list[ExceptionReport] = []
 
 
+#: Of a host that never reported.
+_SILENT = HostView()
+
+
 class Wait:
     """The hosts concerned by something, and which of them have it."""
 
@@ -123,7 +130,7 @@ class Wait:
 
 def _needed(quorum: float, hosts: int) -> int:
     # A share of a host is the whole host; the correction is for 0.1 * 30 being above 3.
-    return math.ceil(quorum * hosts - 1e-9)
+    return max(math.ceil(quorum * hosts - 1e-9), min(hosts, 1))
 
 
 class Convergence:
@@ -143,11 +150,9 @@ class Convergence:
 
         `now_ns`: when it was received. `same_clock`: the host's times are by the same clock as
         ours; if not, the time of receipt stands for the time of application, which can only make
-        a latency longer. Raises ValueError when a stream's name or a mark is none.
+        a latency longer. Raises ValueError when a stream's name, a kind or the lease is none.
         """
-        view = self.hosts.get(report.host)
-        if view is None:
-            view = self.hosts[report.host] = HostView()
+        view = self.hosts.get(report.host) or HostView()
         if (report.incarnation, report.number) <= (view.incarnation, view.number):
             return set()
         streams = [
@@ -169,6 +174,9 @@ class Convergence:
             for e in report.exceptions
         ]
         dropped = [StreamId.parse(name) for name in report.dropped]
+        if not 0 <= report.lease_s <= MAX_LEASE_S:
+            raise ValueError(f"a lease of {report.lease_s:g} s is none")
+        self.hosts[report.host] = view
         if report.full or report.incarnation != view.incarnation:
             view.applied = {}
         for stream in dropped:
@@ -242,9 +250,7 @@ class Convergence:
 
     def _settle(self, wait: Wait, host: str) -> bool:
         """Take the host off the missing ones if it has applied everything."""
-        view = self.hosts.get(host)
-        if view is None:
-            return False
+        view = self.hosts.get(host) or _SILENT
         applied_at = 0
         for stream, mark in wait.missing[host]:
             at, when = view.applied.get(stream, (ORIGIN, 0))

@@ -22,7 +22,7 @@ from goalstate.gs import ordering, packing
 from goalstate.gs.derivation import Derivation, Key
 from goalstate.gs.desired import Changes, Desired
 from goalstate.gs.envelope import Envelope, MessageKind
-from goalstate.gs.intent import Intent
+from goalstate.gs.intent import Intent, ObjectKind
 from goalstate.gs.packing import Addressed
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import (
@@ -316,7 +316,8 @@ class Core:
     def requirements_of_vpc(self, vpc: str) -> list[Requirement]:
         """Where hosts must be to have all that was published for a VPC so far.
 
-        That includes hosts which only had to forget it. Empty: nothing ever was.
+        That includes hosts which only had to forget it, as long as they are part of the region.
+        Empty: nothing ever was.
         """
         groups = self.desired.groups_of_vpc(vpc)
         streams = [vpc_stream(vpc), *(security_group_stream(group) for group in groups)]
@@ -325,15 +326,17 @@ class Core:
             state = self.streams.get(stream)
             if state is not None and state.mark > ORIGIN:
                 requirements.append(Requirement(stream, state.mark, state.followers))
-        return requirements + _by_place(self._inbox_places.get(vpc, {}))
+        places = self._inbox_places.get(vpc, {})
+        return requirements + _by_place(
+            {host: place for host, place in places.items() if self.follows(host, place[0])}
+        )
 
     def requirements_of_all(self) -> list[Requirement]:
         """Where hosts must be to have all that was published so far."""
         places: dict[str, tuple[StreamId, Mark]] = {}
         for of_vpc in self._inbox_places.values():
             for host, place in of_vpc.items():
-                # A host that changed its group: the marks of two streams say nothing of each other.
-                if host not in places or places[host][0] != place[0] or places[host] < place:
+                if self.follows(host, place[0]) and places.get(host, place) <= place:
                     places[host] = place
         requirements = [
             Requirement(stream, state.mark, state.followers)
@@ -355,7 +358,8 @@ class Core:
     def follows(self, host: str, stream: StreamId) -> bool:
         """Is the host to follow the stream, as things are now?"""
         if stream.kind is StreamKind.INBOX:
-            return True
+            known = self.desired.get(ObjectKind.HOST, host)
+            return known is not None and bool(known.group == stream.id)
         state = self.streams.get(stream)
         return state is not None and host in state.followers
 

@@ -10,7 +10,8 @@ Laws:
     log's latency does not limit the rate. When an append fails, memory is ahead of the log: the
     engine stops accepting, and becomes itself again from the log.
 3.  At start, and after such a failure: read the log, redo everything, publish what the topics do
-    not have yet under its old marks, and only then begin a new epoch.
+    not have yet under its old marks, and only then begin a new epoch. Until that is done, waits go
+    on with what was known before, so that none ends early.
 """
 
 from __future__ import annotations
@@ -18,22 +19,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 import structlog
 
 from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
 from goalstate.dpm.convergence import Convergence, Progress, Wait
-from goalstate.dpm.core import Accepted, Core, Publication, Requirement
-from goalstate.dpm.errors import LogHeld, LogUnreadable, NotServing, UnknownChange
+from goalstate.dpm.core import Accepted, Core, Requirement
+from goalstate.dpm.errors import LogHeld, NotServing, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
-from goalstate.gs import envelope as envelopes
+from goalstate.dpm.recovery import (
+    REMEMBERED_CHANGES,
+    Changes,
+    Replay,
+    not_on_topics,
+    remember,
+)
 from goalstate.gs import intent_codec
-from goalstate.gs.errors import GoalStateError, IntentRejected
+from goalstate.gs.errors import IntentRejected
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
@@ -44,10 +51,10 @@ log = structlog.get_logger()
 
 #: An intent of more objects than this is worked on in a thread, so that the loop stays responsive.
 THREAD_ABOVE_OBJECTS = 1000
-#: So many changes can be waited for by their number.
-REMEMBERED_CHANGES = 20_000
 #: Seconds between two notes in the log of what is published.
 PUBLISHED_NOTE_S = 1.0
+#: Seconds within which what was accepted must be durable, and published, when it stops.
+STOP_S = 5.0
 
 
 class Outcome(NamedTuple):
@@ -83,7 +90,8 @@ class Engine:
         self._own_stream = security_groups_own_stream
         self._lock = asyncio.Lock()
         self._serving = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._report_readers: list[Reader] = []
         self._appended: deque[_Appended] = deque()
         self._moved: dict[Wait, asyncio.Event] = {}
@@ -91,13 +99,11 @@ class Engine:
         #: Set when it cannot go on, with the reason in `failure`.
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self.core = Core(self.topics, security_groups_own_stream=self._own_stream)
-        self._requirements: OrderedDict[int, Accepted] = OrderedDict()
-        self._accepted_ns: dict[int, int] = {}
-        self._log = IntentLog(self._bus, self.topics.intent_log)
+        self.convergence = Convergence(self._follows)
+        # What recovery makes anew:
+        self.core = Core(topics, security_groups_own_stream=security_groups_own_stream)
+        self._changes: Changes = OrderedDict()
+        self._log = IntentLog(bus, topics.intent_log)
         self._publisher: Publisher | None = None
         self._noted = 0
 
@@ -105,125 +111,118 @@ class Engine:
 
     async def start(self) -> None:
         """Become what the log says, then serve. Raises LogHeld, LogUnreadable, BusError."""
-        self.convergence = Convergence(self._follows)
         for shard in range(self.topics.report_shards):
             reader = await self._bus.open_reader(
                 self.topics.reports(shard), LATEST, self._on_report
             )
             self._report_readers.append(reader)
         await self._recover()
-        self._tasks.append(asyncio.ensure_future(self._note_published()))
+        self._go_on(self._note_published())
 
     async def stop(self) -> None:
         """Stop accepting, finish what was accepted, and leave."""
         self._serving = False
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self._report_readers:
             await reader.close()
-        await asyncio.gather(*(a.answer for a in self._appended), return_exceptions=True)
         try:
-            if self._publisher is not None:
-                async with asyncio.timeout(5):
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*self._applying, return_exceptions=True)
+                if self._publisher is not None:
                     await self._publisher.drain()
                     if self._publisher.published > self._noted:
                         note = log_pb2.Published(change=self._publisher.published)
                         await self._log.append(log_pb2.Record(published=note))
         except (TimeoutError, BusError) as error:
-            log.warning("stopped with publications outstanding", error=str(error))
-        if self._publisher is not None:
-            await self._publisher.close()
+            # Whatever is in the log is published by whoever serves next.
+            log.warning("stopped with work outstanding", error=str(error) or "no answer in time")
         try:
-            await self._log.close()
-        except BusError as error:
-            log.warning("closing the intent log", error=str(error))
+            async with asyncio.timeout(STOP_S):
+                if self._publisher is not None:
+                    await self._publisher.close()
+                await self._close_log(self._log)
+        except TimeoutError:
+            log.warning("stopped without giving its topics up; closing the bus does that")
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside serving, until it is done or the engine stops."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _recover(self) -> None:
+        """Become what the log says; until that is known, everything is left as it is."""
         started = self._clock_ns()
-        self._reset()
-        await self._log.open(self.writer)
-        records = 0
-        unconfirmed: deque[tuple[int, Publication]] = deque()
-        async for record in self._log.records():
-            records += 1
-            self._redo(record, unconfirmed)
-        missing = await self._not_on_topics([p for _, p in unconfirmed])
+        intent_log = IntentLog(self._bus, self.topics.intent_log)
+        await intent_log.open(self.writer)
+        try:
+            replay = Replay(self.topics, security_groups_own_stream=self._own_stream)
+            async for record in intent_log.records():
+                replay.redo(record)
+            core = replay.core
+            missing = await not_on_topics(self._bus, self.topics, replay.unconfirmed)
+            incarnation = log_pb2.Incarnation(
+                epoch=core.epoch + 1,
+                writer=self.writer,
+                unix_ns=started,
+                security_groups_own_stream=self._own_stream,
+            )
+            await intent_log.append(log_pb2.Record(incarnation=incarnation))
+        except BaseException:
+            await self._close_log(intent_log)
+            raise
+        core.begin_epoch(incarnation.epoch)
         transport = BusTransport(
             self._bus, self.topics, clock_ns=self._clock_ns, sent=self._metrics.sent
         )
-        self._publisher = Publisher(transport, self._noted)
-        self._publisher.publish(self.core.change, missing)
-        epoch = self.core.epoch + 1
-        incarnation = log_pb2.Incarnation(epoch=epoch, writer=self.writer, unix_ns=started)
-        await self._log.append(log_pb2.Record(incarnation=incarnation))
-        self.core.begin_epoch(epoch)
-        self._metrics.epoch.set(epoch)
+        publisher = Publisher(transport, replay.published)
+        # Under one number: it counts as published when the last of it is confirmed.
+        publisher.publish(core.change, missing)
+        self.core, self._changes = core, replay.changes
+        self._log, self._publisher, self._noted = intent_log, publisher, replay.published
+        self._metrics.epoch.set(core.epoch)
         self._serving = True
         log.info(
             "recovered",
-            epoch=epoch,
-            change=self.core.change,
-            records=records,
+            epoch=core.epoch,
+            change=core.change,
+            records=replay.records,
             published_again=len(missing),
             seconds=round((self._clock_ns() - started) / 1e9, 3),
         )
 
-    def _redo(self, record: log_pb2.Record, unconfirmed: deque[tuple[int, Publication]]) -> None:
-        body = record.WhichOneof("body")
-        try:
-            if body == "incarnation":
-                self.core.begin_epoch(record.incarnation.epoch)
-            elif body == "change":
-                change = record.change
-                changes = self.core.plan(intent_codec.from_proto(change.intent))
-                accepted = self.core.accept(changes, change.accepted_unix_ns, change.traceparent)
-                if accepted.change != change.change:
-                    raise ValueError(f"it would be change {accepted.change} here")
-                self._remember(accepted)
-                unconfirmed.extend((accepted.change, p) for p in accepted.publications)
-            elif body == "published":
-                self._noted = record.published.change
-                while unconfirmed and unconfirmed[0][0] <= record.published.change:
-                    unconfirmed.popleft()
-        except (ValueError, GoalStateError) as error:
-            name = f"change {record.change.change}" if body == "change" else body
-            raise LogUnreadable(f"{name} in {self.topics.intent_log}: {error}") from error
-
-    async def _not_on_topics(self, publications: list[Publication]) -> list[Publication]:
-        """Those that their topics do not hold yet."""
-        marks = {}
-        for stream in {p.envelope.stream for p in publications}:
-            last = await self._bus.last(self.topics.of_stream(stream))
-            if last is not None:
-                marks[stream] = envelopes.from_properties(last.properties).mark
-        return [
-            p
-            for p in publications
-            if p.envelope.stream not in marks or p.envelope.mark > marks[p.envelope.stream]
-        ]
-
     async def _lost_the_log(self, error: BaseException) -> None:
         """Memory is ahead of the log: become what the log says, when the broker lets us."""
         log.error("memory is ahead of the intent log; recovering", error=str(error))
+        async with self._lock:
+            pass  # nobody works on the core any more, in a thread or otherwise
         if self._publisher is not None:
             await self._publisher.close()
+        await self._close_log(self._log)
         delay, longest = BACKOFF_S
         while True:
             try:
-                await self._log.close()
-                async with self._lock:
-                    await self._recover()
+                await self._recover()
                 return
             except (BusError, LogHeld) as failure:
                 # The broker may take our own lost connection for another writer for a while.
                 log.warning("cannot recover yet", error=str(failure))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
-            except LogUnreadable as failure:
+            except Exception as failure:
                 self.failure = failure
                 self.failed.set()
                 return
+
+    @staticmethod
+    async def _close_log(intent_log: IntentLog) -> None:
+        try:
+            await intent_log.close()
+        except BusError as error:
+            log.warning("closing the intent log", error=str(error))
 
     async def _note_published(self) -> None:
         while True:
@@ -234,7 +233,8 @@ class Engine:
             noted = publisher.published
             try:
                 await self._log.append(log_pb2.Record(published=log_pb2.Published(change=noted)))
-                self._noted = noted
+                if self._publisher is publisher:
+                    self._noted = noted
             except BusError as error:
                 # The note only saves work at the next start; a lost log shows at the next append.
                 log.warning("cannot note what is published", error=str(error))
@@ -274,6 +274,9 @@ class Engine:
                 log.exception("intent failed")
                 self._fail_appended(error)
                 raise NotServing(f"the intent failed ({error!r}); recovering") from error
+            if not self._serving:
+                # Meanwhile the log failed: what was accepted above is forgotten with the rest.
+                raise NotServing("the intent log failed; nothing of the intent was taken")
             if accepted is None:
                 # What makes it a repetition may still be on its way into the log.
                 earlier = self._appended[-1].answer if self._appended else None
@@ -308,13 +311,13 @@ class Engine:
                 return
             self._appended.popleft()
             assert self._publisher is not None
-            self._remember(accepted)
+            remember(self._changes, accepted)
             self._publisher.publish(accepted.change, accepted.publications)
             if not answer.done():
                 answer.set_result(None)
 
     def _fail_appended(self, error: BaseException) -> None:
-        self._serving = False
+        was_serving, self._serving = self._serving, False
         failed, self._appended = self._appended, deque()
         for _, _, answer in failed:
             if not answer.done():
@@ -322,13 +325,8 @@ class Engine:
                     NotServing(f"the intent log failed ({error}); the intent may be in it or not")
                 )
                 answer.exception()
-        self._tasks.append(asyncio.ensure_future(self._lost_the_log(error)))
-
-    def _remember(self, accepted: Accepted) -> None:
-        # The publications have their own way; here only what can be waited for is kept.
-        self._requirements[accepted.change] = accepted._replace(publications=[])
-        if len(self._requirements) > REMEMBERED_CHANGES:
-            self._requirements.popitem(last=False)
+        if was_serving and not self._stopping:
+            self._go_on(self._lost_the_log(error))
 
     # --- convergence ---
 
@@ -369,13 +367,14 @@ class Engine:
     ) -> Progress:
         """Wait until the hosts concerned have applied a change, or all of a VPC, or everything.
 
-        Returns at the latest after `timeout_s` seconds. Raises UnknownChange, ValueError.
+        Returns at the latest after `timeout_s` seconds, and what an intent that is being worked on
+        takes. Raises UnknownChange, ValueError.
         """
-        async with self._lock:
-            requirements, accepted_ns = self._target(change, vpc)
-        wait = self.convergence.begin(requirements, accepted_ns, quorum)
-        event = self._moved[wait] = asyncio.Event()
         deadline = time.monotonic() + timeout_s
+        async with self._lock:
+            core = self.core
+            wait = self.convergence.begin(*self._target(change, vpc), quorum)
+        event = self._moved[wait] = asyncio.Event()
         try:
             while True:
                 event.clear()
@@ -394,13 +393,22 @@ class Engine:
                             await event.wait()
                 except TimeoutError:
                     pass
+                if self.core is not core and change is None:
+                    # What was wanted may have been lost with the log that it was to go into.
+                    core = self.core
+                    self._end(wait)
+                    wait = self.convergence.begin(*self._target(change, vpc), quorum)
+                    self._moved[wait] = event
         finally:
-            self.convergence.end(wait)
-            del self._moved[wait]
+            self._end(wait)
+
+    def _end(self, wait: Wait) -> None:
+        self.convergence.end(wait)
+        del self._moved[wait]
 
     def _target(self, change: int | None, vpc: str | None) -> tuple[list[Requirement], int]:
         if change is not None:
-            accepted = self._requirements.get(change)
+            accepted = self._changes.get(change)
             if accepted is None:
                 raise UnknownChange(
                     f"change {change} is not known (newest: {self.core.change}; the last "

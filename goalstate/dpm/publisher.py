@@ -24,7 +24,7 @@ from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
 
-#: Seconds before a broken lane is opened again: doubled at each failure up to the second number.
+#: Seconds before what failed is tried again: doubled at each failure up to the second number.
 BACKOFF_S = (0.1, 5.0)
 
 
@@ -151,8 +151,9 @@ class _Lane:
         self._producer: Producer | None = None
         self._empty = asyncio.Event()
         self._empty.set()
-        self._closed = False
-        self._opening: asyncio.Task[None] | None = asyncio.ensure_future(self._open())
+        self._closing = asyncio.Event()
+        self._delay = BACKOFF_S[0]
+        self._opening = asyncio.ensure_future(self._open())
 
     @property
     def idle(self) -> bool:
@@ -178,48 +179,56 @@ class _Lane:
             return
         error = BusClosed("cancelled") if done.cancelled() else done.exception()
         if error is None:
+            self._delay = BACKOFF_S[0]
             _, confirmed = self._unconfirmed.popleft()
             if not self._unconfirmed:
                 self._empty.set()
             confirmed()
-        elif not self._closed:
+        elif not self._closing.is_set():
             log.warning("topic broken, opening it again", topic=self._topic, error=str(error))
             self._producer = None
             self._opening = asyncio.ensure_future(self._reopen(producer))
 
     async def _reopen(self, broken: Producer) -> None:
-        try:
-            await broken.close()
-        except BusError as error:
-            log.debug("closing a broken producer", topic=self._topic, error=str(error))
+        await self._give_up(broken)
+        await self._pause()
         await self._open()
 
     async def _open(self) -> None:
-        delay, longest = BACKOFF_S
-        while not self._closed:
+        while not self._closing.is_set():
             try:
                 producer = await self._bus.open_producer(self._topic, exclusive=True)
-                break
             except BusError as error:
                 log.warning("cannot open topic yet", topic=self._topic, error=str(error))
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, longest)
-        else:
+                await self._pause()
+                continue
+            self._producer = producer
+            for publication, _ in list(self._unconfirmed):
+                self._send(producer, publication)
             return
-        self._producer = producer
-        for publication, _ in list(self._unconfirmed):
-            self._send(producer, publication)
+
+    async def _pause(self) -> None:
+        """Wait before the next attempt, longer each time until something is confirmed."""
+        delay, self._delay = self._delay, min(2 * self._delay, BACKOFF_S[1])
+        try:
+            async with asyncio.timeout(delay):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
+
+    async def _give_up(self, producer: Producer) -> None:
+        try:
+            await producer.close()
+        except BusError as error:
+            log.debug("closing a producer", topic=self._topic, error=str(error))
 
     async def drain(self) -> None:
         await self._empty.wait()
 
     async def close(self) -> None:
         """Give the topic up; what is not confirmed by then is not out."""
-        self._closed = True
-        if self._opening is not None and self._producer is None:
-            self._opening.cancel()
+        self._closing.set()
+        # An opening that is cut short could leave the topic taken: it is waited for.
+        await self._opening
         if self._producer is not None:
-            try:
-                await self._producer.close()
-            except BusError as error:
-                log.debug("closing a producer", topic=self._topic, error=str(error))
+            await self._give_up(self._producer)

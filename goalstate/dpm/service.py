@@ -29,8 +29,10 @@ from goalstate.gs.pb.goalstate.northbound.v1 import (
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.streams import ORIGIN, StreamKind
 
-#: A refusal names at most so many violations in full, so that it fits into the reply's trailers.
-MAX_VIOLATIONS = 50
+#: Bytes of violations that a refusal names: a client takes 8 KB of trailers, unless told otherwise.
+VIOLATION_BYTES = 4096
+#: Characters of one text in the trailers.
+TEXT_CHARACTERS = 600
 #: Objects in one piece of GetIntent.
 PIECE_OBJECTS = 2000
 MAX_WAIT_S = 24 * 3600.0
@@ -236,6 +238,12 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
     async def GetIntent(
         self, request: api.GetIntentRequest, context: Context
     ) -> AsyncIterator[intent_pb2.Intent]:
+        if request.kind not in (0, *ObjectKind):
+            await _abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"kind: there is no kind {request.kind}",
+            )
         async with self._engine.lock:
             pieces = self._pieces(request)
         if not pieces and request.id:
@@ -272,8 +280,12 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
 
 
 async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
+    await context.abort(code, _short(text))
     raise AssertionError("abort returned")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}…"
 
 
 def _traceparent(context: Context) -> str:
@@ -297,19 +309,19 @@ def _reply(request_id: str, outcome: Outcome) -> api.ApplyReply:
 
 async def _refuse(context: Context, error: IntentError) -> NoReturn:
     violations = error.violations if isinstance(error, IntentRejected) else ()
-    detail = error_details_pb2.BadRequest(
-        field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(
-                field=v.path, description=f"{v.reason}: {v.message}", reason=v.reason
-            )
-            for v in violations[:MAX_VIOLATIONS]
-        ]
-    )
+    detail = error_details_pb2.BadRequest()
+    for v in violations:
+        named = detail.field_violations.add(
+            field=_short(v.path), description=_short(f"{v.reason}: {v.message}"), reason=v.reason
+        )
+        if detail.ByteSize() > VIOLATION_BYTES:
+            detail.field_violations.remove(named)
+            break
     packed = any_pb2.Any()
     packed.Pack(detail)
     message = f"the intent was refused: {len(violations)} violation(s)"
-    if len(violations) > MAX_VIOLATIONS:
-        message += f", the first {MAX_VIOLATIONS} are given"
+    if len(detail.field_violations) < len(violations):
+        message += f", of which {len(detail.field_violations)} are given"
     status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=message, details=[packed])
     await context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort returned")

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     PORT_HAS_DHCP = "PORT_HAS_DHCP"
     HOST_HAS_PORTS = "HOST_HAS_PORTS"
     IN_USE = "IN_USE"
+    TOO_LARGE = "TOO_LARGE"
 
 
 _REASONS: dict[Any, Reason] = {

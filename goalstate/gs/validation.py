@@ -3,7 +3,7 @@
 A check reports all that it finds and goes on; what depends on a value that is wrong already is
 left out. Each check also brings its objects into normal form (canonical addresses), which is what
 the plan then holds. The rules for VPCs and subnets are in `network_validation`, those for ports in
-`port_validation`, those on ids and deletions in `after`.
+`port_validation`, those on ids and deletions in `after`, those on sizes in `size_validation`.
 
 Where two objects of an intent collide, the later one is blamed. Where an object of the intent
 makes one impossible that it does not mention (a VPC whose CIDR shrinks below its subnets), the
@@ -33,6 +33,7 @@ from goalstate.gs.intent import (
 )
 from goalstate.gs.network_validation import check_subnets, check_vpcs
 from goalstate.gs.port_validation import check_ports
+from goalstate.gs.size_validation import check_sizes
 
 MAX_PORT = 65535
 _FIELD_RANK = {name: rank for rank, name in enumerate((*FIELDS.values(), "deletes"))}
@@ -50,6 +51,7 @@ def validate(after: After) -> None:
     _check_gateways(after)
     check_ports(after)
     _check_dhcps(after)
+    check_sizes(after)
 
 
 def in_field_order(violations: Iterable[Violation]) -> list[Violation]:

@@ -232,3 +232,60 @@ def test_an_ended_wait_is_not_moved_any_more(convergence: Convergence) -> None:
     wait = convergence.begin([needs("a")], NOW)
     convergence.end(wait)
     assert convergence.report(report("a", 1, {VPC: Mark(1, 5)}), NOW) == set()
+
+
+@pytest.mark.parametrize("quorum", [1e-12, 1e-3])
+def test_the_smallest_quorum_is_one_host(convergence: Convergence, quorum: float) -> None:
+    wait = convergence.begin([needs("a", "b")], NOW, quorum)
+    assert not wait.may_have_converged
+    assert not convergence.progress(wait, NOW).converged
+    convergence.report(report("b", 1, {VPC: Mark(1, 5)}), NOW)
+    assert convergence.progress(wait, NOW).converged
+
+
+def test_a_host_that_never_reported_and_follows_nothing_any_more_is_not_waited_for(
+    convergence: Convergence, followers: Followers
+) -> None:
+    followers.left.add(("gone", VPC))
+    wait = convergence.begin([needs("gone"), needs("a")], NOW)
+    progress = convergence.progress(wait, NOW)
+    assert [s.host for s in progress.stragglers] == ["a"]
+    assert progress.latencies_ns == []
+
+
+@pytest.mark.parametrize("lease_s", [-1, float("inf"), float("nan"), 1e300])
+def test_a_report_with_a_lease_that_is_none_changes_nothing(
+    convergence: Convergence, lease_s: float
+) -> None:
+    nonsense = report("a", 1, {VPC: Mark(1, 5)})
+    nonsense.lease_s = lease_s
+    with pytest.raises(ValueError, match="lease"):
+        convergence.report(nonsense, NOW)
+    assert not convergence.hosts
+    convergence.report(report("a", 1, {VPC: Mark(1, 5)}), NOW)
+    assert convergence.hosts["a"].applied.keys() == {VPC}
+
+
+def test_a_host_whose_report_made_no_sense_has_reported_nothing(convergence: Convergence) -> None:
+    nonsense = report("a", 1, {VPC: Mark(1, 5)})
+    nonsense.streams[0].stream = "nothing"
+    with pytest.raises(ValueError, match="names no stream"):
+        convergence.report(nonsense, NOW)
+    assert convergence.lease("a", NOW) is Lease.NEVER_REPORTED
+
+
+def test_a_straggler_that_has_left_what_it_lacks_is_awaiting_its_next_report(
+    convergence: Convergence, followers: Followers
+) -> None:
+    convergence.report(report("a", 1, {}), NOW)
+    wait = convergence.begin([needs("a")], NOW)
+    followers.left.add(("a", VPC))
+    [straggler] = convergence.progress(wait, NOW).stragglers
+    assert (straggler.why, straggler.reason) == (Why.BEHIND, "awaiting its next report")
+
+
+def test_a_forgotten_host_never_reported(convergence: Convergence) -> None:
+    convergence.report(report("a", 1, {VPC: Mark(1, 5)}), NOW)
+    convergence.forget("a")
+    assert convergence.lease("a", NOW) is Lease.NEVER_REPORTED
+    convergence.forget("a")

@@ -111,7 +111,10 @@ def test_a_subnet_says_all_of_itself(desired: Desired, derivation: Derivation) -
     apply(desired, Intent(subnets=(full,)))
     config = build(derivation, Kind.SUBNET, "s1")
     assert (config.vpc_id, config.name, config.cidr) == ("v1", "s1", "10.0.1.0/24")
-    assert (config.gateway.ip_address, config.gateway.mac_address) == full[5:7]
+    assert (config.gateway.ip_address, config.gateway.mac_address) == (
+        full.gateway_ip,
+        full.gateway_mac,
+    )
     assert [entry.entry for entry in config.dns_entry_list] == ["10.0.1.2", "10.0.1.3"]
     options = [(option.name, option.value) for option in config.extra_dhcp_options]
     assert options == [("a", "b"), ("mtu", "1450")]
@@ -160,7 +163,8 @@ def test_a_router_gives_every_subnet_that_it_joins_its_routes(
         table.subnet_id: [(r.id, r.destination, r.next_hop_ip) for r in table.routing_rules]
         for table in config.subnet_routing_tables
     }
-    assert tables == dict.fromkeys(("s1", "s2"), [("a", "0.0.0.0/0", "10.0.1.1")])
+    route = ("a", "0.0.0.0/0", "10.0.1.1")
+    assert tables == {"s1": [route], "s2": [route]}
     assert place(derivation, Kind.ROUTER, "x1") == (V1, "", "v1")
 
 

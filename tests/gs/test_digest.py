@@ -70,4 +70,4 @@ def test_a_checksum_is_sixteen_digits_and_finds_a_changed_bit() -> None:
     changed = bytes([payload[0] ^ 1, *payload[1:]])
     assert len(digest.checksum(payload)) == 16
     assert digest.checksum(payload) != digest.checksum(changed)
-    assert digest.checksum(payload) == digest.checksum(bytearray(payload))
+    assert digest.checksum(payload) == digest.checksum(bytes(list(payload)))

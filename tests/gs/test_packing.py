@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_no_message_is_much_larger_than_the_limit_but_for_a_single_large_resourc
 @given(SHARED | INBOX, LIMITS)
 def test_messages_are_as_few_as_the_order_allows(items: list[Addressed], limit: int) -> None:
     chunks = chunk(items, limit)
-    for one, following in zip(chunks, chunks[1:], strict=False):
+    for one, following in pairwise(chunks):
         assert len(chunk([*one, following[0]], limit)) == 2
 
 

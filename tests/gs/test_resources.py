@@ -24,9 +24,9 @@ def config(kind: Kind, **fields: Any) -> Any:
 def test_every_kind_has_a_configuration_and_all_but_subscriptions_a_map() -> None:
     assert CONFIGURATION.keys() == set(Kind)
     assert STATES_FIELD.keys() == set(Kind) - {Kind.SUBSCRIPTION}
-    maps = goalstate_pb2.GoalStateV2.DESCRIPTOR.fields_by_name
+    maps: Any = goalstate_pb2.GoalStateV2.DESCRIPTOR.fields_by_name
     for kind, name in STATES_FIELD.items():
-        state = maps[name].message_type.fields_by_name["value"].message_type
+        state: Any = maps[name].message_type.fields_by_name["value"].message_type
         held = state.fields_by_name["configuration"].message_type
         assert held.full_name == CONFIGURATION[kind].DESCRIPTOR.full_name
 

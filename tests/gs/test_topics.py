@@ -1,4 +1,4 @@
-"""Names of topics: any id makes a name, no two the same one, and none that Pulsar reads otherwise."""
+"""Names of topics: any id makes one, no two the same, and none means another thing to Pulsar."""
 
 from __future__ import annotations
 

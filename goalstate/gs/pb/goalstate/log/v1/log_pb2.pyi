@@ -57,19 +57,25 @@ class Incarnation(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     WRITER_FIELD_NUMBER: _builtins.int
     UNIX_NS_FIELD_NUMBER: _builtins.int
+    SECURITY_GROUPS_OWN_STREAM_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     writer: _builtins.str
     unix_ns: _builtins.int
+    security_groups_own_stream: _builtins.bool
+    """Where it places security groups: on streams of their own, or on their VPC's. All that was
+    published follows from it, so it is the same for all writers of a log.
+    """
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         writer: _builtins.str = ...,
         unix_ns: _builtins.int = ...,
+        security_groups_own_stream: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,19 @@
+"""Publishers that try again at once: no test waits for a pause that is meant for real brokers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from goalstate.dpm import engine, publisher
+
+AT_ONCE = (0.001, 0.002)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(publisher, "BACKOFF_S", AT_ONCE)
+    monkeypatch.setattr(engine, "BACKOFF_S", AT_ONCE)
+    monkeypatch.setattr(engine, "PUBLISHED_NOTE_S", AT_ONCE[0])
+    yield

@@ -1,0 +1,191 @@
+"""The intent log: whole records in order, whatever a broken connection left in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from goalstate.bus.errors import BrokerUnreachable
+from goalstate.dpm.errors import LogHeld, LogUnreadable
+from goalstate.dpm.intent_log import PART_BYTES, IntentLog
+from goalstate.gs.pb.goalstate.log.v1 import log_pb2
+from tests.dpm.wires import Region, Wire
+
+TOPIC = Region().topics.intent_log
+
+
+def change(number: int, text: str = "") -> log_pb2.Record:
+    return log_pb2.Record(change=log_pb2.Change(change=number, traceparent=text))
+
+
+LONG = change(2, "x" * 350)
+
+
+def run(test: Callable[[Region], Coroutine[None, None, None]]) -> None:
+    asyncio.run(test(Region()))
+
+
+def new_log(region: Region, part_bytes: int = 100) -> IntentLog:
+    return IntentLog(region.bus(), TOPIC, part_bytes=part_bytes)
+
+
+async def opened(region: Region, part_bytes: int = 100) -> IntentLog:
+    log = new_log(region, part_bytes)
+    await log.open("writer")
+    return log
+
+
+async def written(region: Region, *records: log_pb2.Record) -> None:
+    log = await opened(region)
+    for record in records:
+        await log.append(record)
+    await log.close()
+
+
+async def read(region: Region) -> list[log_pb2.Record]:
+    return [record async for record in new_log(region).records()]
+
+
+def test_an_empty_log_has_no_records() -> None:
+    async def test(region: Region) -> None:
+        assert await read(region) == []
+
+    run(test)
+
+
+def test_records_are_read_as_they_were_appended() -> None:
+    async def test(region: Region) -> None:
+        records = [change(1), LONG, change(3)]
+        await written(region, *records[:2])
+        await written(region, records[2])
+        assert await read(region) == records
+        # The long one is in parts, each of the size that was asked for.
+        sizes = [len(m.payload) for m in region.messages(TOPIC)]
+        assert sizes[1:4] == [100, 100, 100]
+        assert len(sizes) == 6
+
+    run(test)
+
+
+def test_appends_keep_their_order_and_are_durable_one_after_the_other() -> None:
+    async def test(region: Region) -> None:
+        log = await opened(region)
+        region.cut(Wire.HELD)
+        appends = [log.append(change(n, "y" * 40 * n)) for n in range(1, 8)]
+        assert not any(append.done() for append in appends)
+        region.release()
+        positions = await asyncio.gather(*appends)
+        assert positions == sorted(positions)
+        assert [r.change.change for r in await read(region)] == list(range(1, 8))
+
+    run(test)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_torn_record_is_passed_over(kept: int) -> None:
+    async def test(region: Region) -> None:
+        await written(region, change(1))
+        log = await opened(region)
+        region.cut(Wire.DEAD, after=kept)
+        torn = log.append(LONG)
+        region.mend()
+        await log.close()
+        assert [r.change.change for r in await read(region)] == [1]
+        await written(region, change(2, "again"))
+        assert await read(region) == [change(1), change(2, "again")]
+        torn.cancel()
+
+    run(test)
+
+
+def test_what_the_broker_wrote_twice_is_read_once() -> None:
+    async def test(region: Region) -> None:
+        region.cut(Wire.TWICE)
+        records = [change(1), LONG, change(3), LONG, change(5)]
+        await written(region, *records)
+        assert len(region.messages(TOPIC)) > 2 * 11
+        assert await read(region) == records
+
+    run(test)
+
+
+def test_two_writers_after_each_other_may_number_alike() -> None:
+    async def test(region: Region) -> None:
+        region.cut(Wire.TWICE)
+        for number in range(1, 4):
+            await written(region, change(number))
+        assert [r.change.change for r in await read(region)] == [1, 2, 3]
+
+    run(test)
+
+
+def test_a_log_has_one_writer() -> None:
+    async def test(region: Region) -> None:
+        first = await opened(region)
+        with pytest.raises(LogHeld, match=r"another publisher holds the intent log .*intent\.log"):
+            await opened(region)
+        await first.close()
+        await (await opened(region)).close()
+
+    run(test)
+
+
+def test_a_failed_append_says_so() -> None:
+    async def test(region: Region) -> None:
+        log = await opened(region)
+        region.cut(Wire.FAILS)
+        for record in (change(1), LONG):
+            with pytest.raises(BrokerUnreachable):
+                await log.append(record)
+        assert await read(region) == []
+
+    run(test)
+
+
+def test_a_log_that_is_not_open_takes_nothing() -> None:
+    async def test(region: Region) -> None:
+        log = new_log(region)
+        with pytest.raises(LogHeld, match="not open"):
+            log.append(change(1))
+        await log.close()
+        await log.open("writer")
+        await log.close()
+        with pytest.raises(LogHeld, match="not open"):
+            log.append(change(1))
+
+    run(test)
+
+
+def test_parts_fit_into_a_message_of_every_broker() -> None:
+    from goalstate.bus.base import MAX_PAYLOAD  # noqa: PLC0415
+
+    assert PART_BYTES <= MAX_PAYLOAD
+
+
+GOOD = {"session": "s", "number": "1", "part": "1/1"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "properties", "reason"),
+    [
+        (b"\xff\xff", GOOD, "Error parsing|corrupt"),
+        (b"", {}, "has no property 'session'"),
+        (b"", {"session": "s", "number": "1"}, "has no property 'part'"),
+        (b"", GOOD | {"number": "one"}, "one"),
+        (b"", GOOD | {"part": "2/3"}, "part 2 follows part 0"),
+        (b"", GOOD | {"part": "1"}, "invalid literal"),
+        (b"", GOOD | {"part": "x/y"}, "invalid literal"),
+    ],
+)
+def test_what_no_publisher_writes_is_refused_with_its_place(
+    payload: bytes, properties: dict[str, str], reason: str
+) -> None:
+    async def test(region: Region) -> None:
+        await written(region, change(1))
+        region.broker.publish(TOPIC, payload, properties=properties)
+        with pytest.raises(LogUnreadable, match=rf"message 2 of .*intent\.log.*({reason})"):
+            await read(region)
+
+    run(test)
