@@ -187,7 +187,9 @@ def _fleet(
                         cell.add(latencies, answered)
                 if not number:
                     payload, properties = asyncio.run(_newest(broker.url, topic))
-                    raw.message_bytes = len(payload) + sum(len(k) + len(v) for k, v in properties.items())
+                    raw.message_bytes = len(payload) + sum(
+                        len(k) + len(v) for k, v in properties.items()
+                    )
                 latencies = plain.send(payload, properties)
                 if measured:
                     raw.add(latencies, 0)

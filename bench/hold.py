@@ -73,10 +73,7 @@ def measure(progress: Progress, *, quick: bool) -> Section:
                 run["messages"],
                 cpu,
                 written(Samples.of(sum(one.values()) for one in run["wall"]).median),
-                *(
-                    written(Samples.of(one[stage] for one in run["cpu"]).median)
-                    for stage in STAGES
-                ),
+                *(written(Samples.of(one[stage] for one in run["cpu"]).median) for stage in STAGES),
                 written(run["resident"] / neighbors),
             )
         )
@@ -195,7 +192,11 @@ class _Agent:
         """Raises MeasurementFailed unless all is applied."""
         stream = self._core.streams[self._vpc]
         held = len(self._plane.tables[Kind.NEIGHBOR])
-        if held != neighbors or stream.watermark != stream.live.mark or any(self._core.exceptions()):
+        if (
+            held != neighbors
+            or stream.watermark != stream.live.mark
+            or any(self._core.exceptions())
+        ):
             raise MeasurementFailed(f"the agent applied {held} of {neighbors} neighbors")
 
     def _receive(self, stream: StreamId, sent: Sent) -> None:

@@ -100,9 +100,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             at_least=True,
         ),
     ]
-    method = METHOD.format(
-        broker=broker.describe(), vpcs=VPCS, ports=PORTS_A_ROUND, hosts=HOSTS
-    )
+    method = METHOD.format(broker=broker.describe(), vpcs=VPCS, ports=PORTS_A_ROUND, hosts=HOSTS)
     return Section(
         "publish",
         "Derivation and publishing, through the publisher's process",

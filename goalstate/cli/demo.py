@@ -196,7 +196,7 @@ class _Demo:
         messages = [intent_codec.to_proto(intent) for intent in intents]
         changes = []
         for message, reply in zip(messages, self._client.apply(messages), strict=True):
-            if not reply.change:
+            if reply.violations:
                 first = reply.violations[0]
                 raise CommandError(f"the DPM refused the demo: {first.path}: {first.message}", "")
             self._sent.append(message)

@@ -14,15 +14,18 @@ Laws:
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from goalstate.dpm.core import Requirement
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
+
+#: Hosts that have something when they are at a mark of a stream.
+Concern = tuple[StreamId, Mark, frozenset[str]]
 
 #: Seconds; a host says how long it counts as live, within reason.
 MAX_LEASE_S = 30 * 24 * 3600.0
@@ -101,16 +104,10 @@ class HostView:
         self.exceptions: list[ExceptionReport] = []
 
 
-#: Of a host that never reported.
-_SILENT = HostView()
-
-
 class Wait:
     """The hosts concerned by something, and which of them have it."""
 
-    def __init__(
-        self, requirements: Iterable[Requirement], accepted_ns: int, quorum: float
-    ) -> None:
+    def __init__(self, requirements: Iterable[Concern], accepted_ns: int, quorum: float) -> None:
         self.accepted_ns = accepted_ns
         self.quorum = quorum
         #: What each host that is not there yet must reach.
@@ -206,9 +203,7 @@ class Convergence:
 
     # --- waits ---
 
-    def begin(
-        self, requirements: Iterable[Requirement], accepted_ns: int, quorum: float = 1.0
-    ) -> Wait:
+    def begin(self, requirements: Iterable[Concern], accepted_ns: int, quorum: float = 1.0) -> Wait:
         """Begin to wait; to be given back with `end`. Raises ValueError for a bad quorum."""
         if not 0 < quorum <= 1:
             raise ValueError(f"quorum {quorum:g} is not above 0 and at most 1")
@@ -223,6 +218,10 @@ class Convergence:
             self._forget(wait, host)
 
     def progress(self, wait: Wait, now_ns: int, max_stragglers: int = 20) -> Progress:
+        # Who follows what may have changed without a report.
+        for host in list(wait.missing):
+            if self._settle(wait, host):
+                self._forget(wait, host)
         expired: list[str] = []
         behind: list[str] = []
         for host in wait.missing:
@@ -235,7 +234,9 @@ class Convergence:
             hosts=hosts,
             applied=applied,
             needed=needed,
-            stragglers=[self._straggler(wait, host) for host in sorted(behind)[:max_stragglers]],
+            stragglers=[
+                self._straggler(wait, host) for host in heapq.nsmallest(max_stragglers, behind)
+            ],
             expired=sorted(expired),
             latencies_ns=wait.latencies_ns,
             same_clock=wait.same_clock,
@@ -249,38 +250,40 @@ class Convergence:
                 del self._waits[host]
 
     def _settle(self, wait: Wait, host: str) -> bool:
-        """Take the host off the missing ones if it has applied everything."""
-        view = self.hosts.get(host) or _SILENT
+        """Take the host off the missing ones if it has applied everything, or follows nothing of
+        it any more: then it is not concerned."""
+        view = self.hosts.get(host)
+        wants = [want for want in wait.missing[host] if self._follows(host, want[0])]
         applied_at = 0
-        for stream, mark in wait.missing[host]:
-            at, when = view.applied.get(stream, (ORIGIN, 0))
-            if at < mark:
-                if self._follows(host, stream):
-                    return False
-                continue
+        for stream, mark in wants:
+            at, when = view.applied.get(stream, (ORIGIN, 0)) if view is not None else (ORIGIN, 0)
+            if view is None or at < mark:
+                return False
             applied_at = max(applied_at, when)
             if any(e.stream == stream and e.mark <= mark for e in view.exceptions):
                 return False
         del wait.missing[host]
+        if view is None or not wants:
+            wait.concerned -= 1
+            return True
         if applied_at >= wait.accepted_ns > 0:
             wait.latencies_ns.append(applied_at - wait.accepted_ns)
             wait.same_clock = wait.same_clock and view.same_clock
         return True
 
     def _straggler(self, wait: Wait, host: str) -> Straggler:
+        """Why a host is missing that cannot be settled."""
         view = self.hosts.get(host)
-        wants = wait.missing[host]
+        wants = [want for want in wait.missing[host] if self._follows(host, want[0])]
         if view is None:
             stream, mark = wants[0]
             return Straggler(host, Why.NEVER_REPORTED, stream, ORIGIN, mark)
-        for stream, mark in wants:
-            at, _ = view.applied.get(stream, (ORIGIN, 0))
+        reached = [view.applied.get(stream, (ORIGIN, 0))[0] for stream, _ in wants]
+        for (stream, mark), at in zip(wants, reached, strict=True):
             for e in view.exceptions:
                 if e.stream == stream and e.mark <= mark:
                     return Straggler(host, e.why, stream, at, mark, e.resource, e.reason)
-        for stream, mark in wants:
-            at, _ = view.applied.get(stream, (ORIGIN, 0))
-            if at < mark and self._follows(host, stream):
-                return Straggler(host, Why.BEHIND, stream, at, mark)
-        stream, mark = wants[0]
-        return Straggler(host, Why.BEHIND, stream, ORIGIN, mark, reason="awaiting its next report")
+        (stream, mark), at = next(
+            (want, at) for want, at in zip(wants, reached, strict=True) if at < want[1]
+        )
+        return Straggler(host, Why.BEHIND, stream, at, mark)

@@ -56,7 +56,8 @@ class Requirement(NamedTuple):
 
     stream: StreamId
     mark: Mark
-    hosts: frozenset[str]
+    #: None: all that follow the stream, see `Core.concerned`: a change must not cost a copy.
+    hosts: frozenset[str] | None
 
 
 class Accepted(NamedTuple):
@@ -102,6 +103,10 @@ class StreamState:
         if self._frozen is None:
             self._frozen = frozenset(self._followers)
         return self._frozen
+
+    def is_followed_by(self, host: str) -> bool:
+        """May be asked while another thread works on the core: it leaves nothing behind."""
+        return host in self._followers
 
     def follow(self, host: str, follows: bool) -> None:
         if follows:
@@ -199,10 +204,8 @@ class Core:
                 self._accepted_ns[vpc] = now_ns
                 if host:
                     self._inbox_places.setdefault(vpc, {})[host] = (stream, mark)
-            if stream.kind is StreamKind.INBOX:
-                hosts = frozenset(host for _, host in of_stream.concerned)
-            else:
-                hosts = self.streams[stream].followers
+            inbox = stream.kind is StreamKind.INBOX
+            hosts = frozenset(host for _, host in of_stream.concerned) if inbox else None
             requirements.append(Requirement(stream, mark, hosts))
         for stream, hosts_joined in diff.joined.items():
             # What they need of it may all have been published by earlier changes.
@@ -325,7 +328,7 @@ class Core:
         for stream in streams:
             state = self.streams.get(stream)
             if state is not None and state.mark > ORIGIN:
-                requirements.append(Requirement(stream, state.mark, state.followers))
+                requirements.append(Requirement(stream, state.mark, None))
         places = self._inbox_places.get(vpc, {})
         return requirements + _by_place(
             {host: place for host, place in places.items() if self.follows(host, place[0])}
@@ -339,11 +342,17 @@ class Core:
                 if self.follows(host, place[0]) and places.get(host, place) <= place:
                     places[host] = place
         requirements = [
-            Requirement(stream, state.mark, state.followers)
+            Requirement(stream, state.mark, None)
             for stream, state in self.streams.items()
             if stream.kind is not StreamKind.INBOX and state.mark > ORIGIN
         ]
         return requirements + _by_place(places)
+
+    def concerned(self, requirement: Requirement) -> frozenset[str]:
+        """The hosts that a requirement is for, as things are now."""
+        if requirement.hosts is not None:
+            return requirement.hosts
+        return self.streams[requirement.stream].followers
 
     def accepted_ns(self, vpc: str | None = None) -> int:
         """When the newest change of a VPC (None: of any) was accepted; 0 if none ever was."""
@@ -361,7 +370,7 @@ class Core:
             known = self.desired.get(ObjectKind.HOST, host)
             return known is not None and bool(known.group == stream.id)
         state = self.streams.get(stream)
-        return state is not None and host in state.followers
+        return state is not None and state.is_followed_by(host)
 
 
 def _by_place(places: dict[str, tuple[StreamId, Mark]]) -> list[Requirement]:

@@ -9,9 +9,9 @@ Laws:
 2.  Intents are accepted in memory while earlier ones are still on their way into the log, so the
     log's latency does not limit the rate. When an append fails, memory is ahead of the log: the
     engine stops accepting, and becomes itself again from the log.
-3.  At start, and after such a failure: read the log, redo everything, publish what the topics do
-    not have yet under its old marks, and only then begin a new epoch. Until that is done, waits go
-    on with what was known before, so that none ends early.
+3.  At start, and after such a failure: read the log, redo everything, begin a new epoch, and first
+    of all publish in it what the topics do not have yet, under its old marks. Until the log is
+    read, waits go on with what was known before, so that none ends early.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import structlog
 
 from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
-from goalstate.dpm.convergence import Convergence, Progress, Wait
+from goalstate.dpm.convergence import Concern, Convergence, Progress, Wait
 from goalstate.dpm.core import Accepted, Core, Requirement
 from goalstate.dpm.errors import LogHeld, NotServing, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
@@ -49,8 +49,10 @@ from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
 
-#: An intent of more objects than this is worked on in a thread, so that the loop stays responsive.
-THREAD_ABOVE_OBJECTS = 1000
+#: A larger intent (bytes) is worked on in a thread, so that the loop stays responsive.
+THREAD_ABOVE_BYTES = 200_000
+#: Seconds between two steps that a watcher is told of, at least.
+WATCH_STEP_S = 0.1
 #: Seconds between two notes in the log of what is published.
 PUBLISHED_NOTE_S = 1.0
 #: Seconds within which what was accepted must be durable, and published, when it stops.
@@ -161,7 +163,7 @@ class Engine:
         try:
             replay = Replay(self.topics, security_groups_own_stream=self._own_stream)
             async for record in intent_log.records():
-                replay.redo(record)
+                replay.redo(record, lost=intent_log.lost)
             core = replay.core
             missing = await not_on_topics(self._bus, self.topics, replay.unconfirmed)
             incarnation = log_pb2.Incarnation(
@@ -263,7 +265,7 @@ class Engine:
                 raise NotServing("the publisher is not serving just now; try again")
             now = self._clock_ns()
             try:
-                if _objects(message) > THREAD_ABOVE_OBJECTS:
+                if _is_large(message):
                     accepted = await asyncio.to_thread(self._accept, message, now, traceparent)
                 else:
                     accepted = self._accept(message, now, traceparent)
@@ -280,6 +282,7 @@ class Engine:
             if accepted is None:
                 # What makes it a repetition may still be on its way into the log.
                 earlier = self._appended[-1].answer if self._appended else None
+                newest = self.core.change
             else:
                 change = log_pb2.Change(
                     change=accepted.change,
@@ -294,7 +297,7 @@ class Engine:
         if accepted is None:
             if earlier is not None:
                 await earlier
-            return Outcome(self.core.change, 0, [])
+            return Outcome(newest, 0, [])
         await answer
         return Outcome(accepted.change, accepted.changed_objects, accepted.requirements)
 
@@ -388,6 +391,8 @@ class Engine:
                     # Look at the latest after a second: leases expire without a report.
                     async with asyncio.timeout(min(left, 1.0)):
                         await event.wait()
+                        if on_progress is not None:
+                            await asyncio.sleep(WATCH_STEP_S)
                         while on_progress is None and not wait.may_have_converged:
                             event.clear()
                             await event.wait()
@@ -406,7 +411,11 @@ class Engine:
         self.convergence.end(wait)
         del self._moved[wait]
 
-    def _target(self, change: int | None, vpc: str | None) -> tuple[list[Requirement], int]:
+    def _target(self, change: int | None, vpc: str | None) -> tuple[list[Concern], int]:
+        requirements, accepted_ns = self._required(change, vpc)
+        return [(r.stream, r.mark, self.core.concerned(r)) for r in requirements], accepted_ns
+
+    def _required(self, change: int | None, vpc: str | None) -> tuple[list[Requirement], int]:
         if change is not None:
             accepted = self._changes.get(change)
             if accepted is None:
@@ -439,5 +448,6 @@ class Engine:
         return vpc_stream(vpc) in self.core.streams
 
 
-def _objects(message: intent_pb2.Intent) -> int:
-    return len(message.ports) + len(message.hosts) + len(message.subnets) + len(message.deletes)
+def _is_large(message: intent_pb2.Intent) -> bool:
+    """Does it take long to work on? A cascade may, however short it is to say."""
+    return message.ByteSize() > THREAD_ABOVE_BYTES or any(d.cascade for d in message.deletes)

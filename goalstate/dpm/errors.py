@@ -3,7 +3,6 @@
 DpmError
 ├── NotServing        it is starting, recovering or stopping; try again (UNAVAILABLE)
 ├── UnknownChange     no such change, or one too old to be waited for by itself (NOT_FOUND)
-├── UnknownObject     no such object (NOT_FOUND)
 ├── LogUnreadable     a record of the intent log cannot be what this publisher wrote (fatal)
 └── LogHeld           another publisher holds the intent log (fatal)
 
@@ -21,10 +20,6 @@ class NotServing(DpmError):
 
 class UnknownChange(DpmError):
     """No such change is known."""
-
-
-class UnknownObject(DpmError):
-    """No such object is desired."""
 
 
 class LogUnreadable(DpmError):

@@ -7,6 +7,8 @@ Laws:
     acknowledged to anybody, and reading passes it over.
 2.  A bus may write what was under way while a connection broke twice. So each message has a number
     within its writer's session, and reading passes over what it has had.
+3.  A bus may fail to write one message and write a later one. Where the numbers of a session have a
+    gap, `lost` says so: what that session wrote after it may build on what is not there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import AsyncIterator
 from google.protobuf.message import DecodeError
 
 from goalstate.bus.base import EARLIEST, Bus, Producer
-from goalstate.bus.errors import ProducerFenced
+from goalstate.bus.errors import BusClosed, ProducerFenced
 from goalstate.dpm.errors import LogHeld, LogUnreadable
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 
@@ -34,6 +36,8 @@ class IntentLog:
         self._topic = topic
         self._part_bytes = part_bytes
         self._producer: Producer | None = None
+        #: While `records` is read: is a message of the session that wrote the last one missing?
+        self.lost = False
         self._session = secrets.token_hex(8)
         self._number = 0
 
@@ -58,10 +62,15 @@ class IntentLog:
                 session, number = message.properties["session"], int(message.properties["number"])
                 if session == had[0] and number <= had[1]:
                     continue
+                expected = had[1] + 1 if session == had[0] else 1
+                self.lost = number != expected or (self.lost and session == had[0])
                 had = (session, number)
                 part, _, parts_text = message.properties["part"].partition("/")
                 if int(part) == 1:
                     parts = []
+                elif int(part) != len(parts) + 1 and self.lost:
+                    parts = []
+                    continue
                 elif int(part) != len(parts) + 1:
                     raise ValueError(f"part {part} follows part {len(parts)}")
                 parts.append(message.payload)
@@ -83,7 +92,9 @@ class IntentLog:
         The future raises BusError; the record may then be in the log or not.
         """
         if self._producer is None:
-            raise LogHeld("the intent log is not open for writing")
+            closed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            closed.set_exception(BusClosed("the intent log is not open for writing"))
+            return closed
         payload = record.SerializeToString()
         size = self._part_bytes
         pieces = [payload[at : at + size] for at in range(0, len(payload), size)]

@@ -50,14 +50,21 @@ class Replay:
         """What may not be on its topic, in the order in which it was to be sent."""
         return [publication for _, publication in self._unconfirmed]
 
-    def redo(self, record: log_pb2.Record) -> None:
-        """Raises LogUnreadable if the record cannot be what this publisher wrote."""
+    def redo(self, record: log_pb2.Record, *, lost: bool = False) -> None:
+        """Redo a record; `lost`: something that its writer wrote before it is missing.
+
+        Raises LogUnreadable if the record cannot be what this publisher wrote.
+        """
         self.records += 1
         body = record.WhichOneof("body")
         try:
             if body == "incarnation":
                 self._begin(record.incarnation)
             elif body == "change":
+                if lost and record.change.change > self.core.change + 1:
+                    # It builds on a change that did not get into the log, so neither was ever
+                    # acknowledged: its writer stopped at the first that failed.
+                    return
                 self._change(record.change)
             elif body == "published":
                 self._published(record.published.change)

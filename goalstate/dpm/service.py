@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn, TypeAlias
@@ -354,7 +355,7 @@ def _wait_reply(progress: Progress, elapsed_s: float) -> api.WaitReply:
 
         def rank(share: float) -> float:
             # Nearest rank: a latency that was seen, not one between two.
-            return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
+            return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)] / 1e6
 
         reply.latency.count = len(ordered)
         reply.latency.p50_ms = rank(0.5)

@@ -7,8 +7,8 @@ exception goes before everything: a change that takes a permission away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.resources import Kind, Resource
@@ -28,19 +28,12 @@ ADD_ORDER: Sequence[Kind] = (
 _RANK = {kind: rank for rank, kind in enumerate(ADD_ORDER)}
 _LAST = len(ADD_ORDER)
 
-T = TypeVar("T")
-
 
 def phase(kind: Kind, deleted: bool, revokes: bool = False) -> int:
     """Where a change stands in the order: a lower phase is applied first."""
     if revokes:
         return -1
     return 2 * _LAST - _RANK[kind] if deleted else _RANK[kind]
-
-
-def in_order(resources: Iterable[T], phase_of: Callable[[T], int]) -> list[T]:
-    """Sorted by phase; the order within a phase is kept."""
-    return sorted(resources, key=phase_of)
 
 
 def _rule_key(rule: Any) -> bytes:

@@ -165,7 +165,10 @@ class World:
 
     def progress(self) -> Progress:
         """How far all that was published is applied, as the publisher knows it."""
-        wait = self.convergence.begin(self.core.requirements_of_all(), 0)
+        concerns = [
+            (r.stream, r.mark, self.core.concerned(r)) for r in self.core.requirements_of_all()
+        ]
+        wait = self.convergence.begin(concerns, 0)
         try:
             return self.convergence.progress(wait, self.now_ns)
         finally:

@@ -1,10 +1,11 @@
-"""Publishers that try again at once: no test waits for a pause that is meant for real brokers."""
+"""Publishers that try again at once: no test waits for a pause meant for real brokers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from goalstate.dpm import engine, publisher
 
@@ -16,4 +17,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(publisher, "BACKOFF_S", AT_ONCE)
     monkeypatch.setattr(engine, "BACKOFF_S", AT_ONCE)
     monkeypatch.setattr(engine, "PUBLISHED_NOTE_S", AT_ONCE[0])
+    # The default draws tracebacks with all their variables, which takes seconds.
+    plain = structlog.processors.KeyValueRenderer()
+    structlog.configure(processors=[structlog.processors.format_exc_info, plain])
     yield
+    structlog.reset_defaults()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from goalstate.dpm.convergence import Convergence, Lease, Why
-from goalstate.dpm.core import Requirement
+from goalstate.dpm.convergence import Concern, Convergence, Lease, Why
 from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.streams import Mark, StreamId, inbox_stream, vpc_stream
@@ -79,8 +78,8 @@ def refused(mark: Mark) -> agent_pb2.ResourceException:
     )
 
 
-def needs(*hosts: str, mark: Mark = Mark(1, 5), stream: StreamId = VPC) -> Requirement:
-    return Requirement(stream, mark, frozenset(hosts))
+def needs(*hosts: str, mark: Mark = Mark(1, 5), stream: StreamId = VPC) -> Concern:
+    return stream, mark, frozenset(hosts)
 
 
 def test_nobody_concerned_is_converged(convergence: Convergence) -> None:
@@ -274,14 +273,23 @@ def test_a_host_whose_report_made_no_sense_has_reported_nothing(convergence: Con
     assert convergence.lease("a", NOW) is Lease.NEVER_REPORTED
 
 
-def test_a_straggler_that_has_left_what_it_lacks_is_awaiting_its_next_report(
+def test_who_leaves_while_it_is_waited_for_is_not_concerned_any_more(
     convergence: Convergence, followers: Followers
 ) -> None:
-    convergence.report(report("a", 1, {}), NOW)
-    wait = convergence.begin([needs("a")], NOW)
-    followers.left.add(("a", VPC))
-    [straggler] = convergence.progress(wait, NOW).stragglers
-    assert (straggler.why, straggler.reason) == (Why.BEHIND, "awaiting its next report")
+    convergence.report(report("a", 1, {VPC: Mark(1, 5)}), NOW)
+    wait = convergence.begin([needs("a", "b", "c", "d")], NOW, quorum=0.5)
+    followers.left |= {("c", VPC), ("d", VPC)}
+    progress = convergence.progress(wait, NOW)
+    assert (progress.hosts, progress.applied, progress.needed) == (2, 1, 1)
+    followers.left.add(("b", VPC))
+    assert convergence.progress(wait, NOW).hosts == 1
+
+
+def test_leaving_is_no_applying(convergence: Convergence, followers: Followers) -> None:
+    wait = convergence.begin([needs(*"abcd")], NOW, quorum=0.5)
+    followers.left |= {("a", VPC), ("b", VPC)}
+    progress = convergence.progress(wait, NOW)
+    assert (progress.converged, progress.applied, progress.hosts) == (False, 0, 2)
 
 
 def test_a_forgotten_host_never_reported(convergence: Convergence) -> None:

@@ -81,19 +81,19 @@ def own() -> Core:
     return core
 
 
-def waited(accepted: Accepted) -> dict[str, set[str]]:
+def waited(core: Core, accepted: Accepted) -> dict[str, set[str]]:
     """Who is waited for after a change, by stream."""
     assert len({r.stream for r in accepted.requirements}) == len(accepted.requirements)
-    return {str(r.stream): set(r.hosts) for r in accepted.requirements}
+    return {str(r.stream): set(core.concerned(r)) for r in accepted.requirements}
 
 
-def by_stream(requirements: list[Requirement]) -> dict[str, dict[str, Mark]]:
+def by_stream(core: Core, requirements: list[Requirement]) -> dict[str, dict[str, Mark]]:
     """Stream → host → mark that it must reach."""
     wanted: dict[str, dict[str, Mark]] = {}
-    for stream, mark, hosts in requirements:
-        for name in hosts:
-            assert name not in wanted.setdefault(str(stream), {})
-            wanted[str(stream)][name] = mark
+    for requirement in requirements:
+        for name in core.concerned(requirement):
+            assert name not in wanted.setdefault(str(requirement.stream), {})
+            wanted[str(requirement.stream)][name] = requirement.mark
     return wanted
 
 
@@ -430,7 +430,7 @@ def test_a_port_costs_the_same_in_a_small_and_in_a_large_vpc(
 
 def test_a_new_port_is_waited_for_on_its_host_and_on_all_hosts_of_its_vpc(core: Core) -> None:
     accepted = accept(core, Intent(ports=(port(1, 9, "h1", "v1-web"),)))
-    assert waited(accepted) == {"vpc/v1": {"h0", "h1", "h2", "h3"}, "inbox/r0": {"h1"}}
+    assert waited(core, accepted) == {"vpc/v1": {"h0", "h1", "h2", "h3"}, "inbox/r0": {"h1"}}
     assert {r.stream: r.mark for r in accepted.requirements} == {
         stream: core.streams[stream].mark for stream in (V1, R0)
     }
@@ -438,7 +438,7 @@ def test_a_new_port_is_waited_for_on_its_host_and_on_all_hosts_of_its_vpc(core: 
 
 def test_the_first_port_of_a_host_makes_it_wait_for_the_vpc_too(core: Core) -> None:
     accepted = accept(core, Intent(ports=(port(1, 9, "h4", "v1-web"),)))
-    assert waited(accepted) == {"vpc/v1": {"h0", "h1", "h2", "h3", "h4"}, "inbox/r2": {"h4"}}
+    assert waited(core, accepted) == {"vpc/v1": {"h0", "h1", "h2", "h3", "h4"}, "inbox/r2": {"h4"}}
 
 
 def test_a_move_is_waited_for_on_both_hosts_and_on_those_that_follow_afterwards(
@@ -446,7 +446,7 @@ def test_a_move_is_waited_for_on_both_hosts_and_on_those_that_follow_afterwards(
 ) -> None:
     # h4 has one port of v2, h0 the other: h4 leaves the VPC, h1 joins it.
     accepted = accept(core, Intent(ports=(port(2, 1, "h1", "v2-web"),)))
-    assert waited(accepted) == {
+    assert waited(core, accepted) == {
         "vpc/v2": {"h0", "h1"},
         "inbox/r0": {"h1"},
         "inbox/r2": {"h4"},
@@ -455,17 +455,17 @@ def test_a_move_is_waited_for_on_both_hosts_and_on_those_that_follow_afterwards(
 
 def test_a_deletion_is_waited_for_on_the_host_that_forgets(core: Core) -> None:
     accepted = accept(core, Intent(deletes=(Deletion(K.PORT, "v2-p1"),)))
-    assert waited(accepted) == {"vpc/v2": {"h0"}, "inbox/r2": {"h4"}}
+    assert waited(core, accepted) == {"vpc/v2": {"h0"}, "inbox/r2": {"h4"}}
 
 
 def test_a_deleted_vpc_is_waited_for_on_its_hosts_inboxes_alone(core: Core) -> None:
     accepted = accept(core, Intent(deletes=(Deletion(K.VPC, "v2", True),)))
-    assert waited(accepted) == {"vpc/v2": set(), "inbox/r0": {"h0"}, "inbox/r2": {"h4"}}
+    assert waited(core, accepted) == {"vpc/v2": set(), "inbox/r0": {"h0"}, "inbox/r2": {"h4"}}
 
 
 def test_what_only_a_host_knows_is_waited_for_on_that_host(core: Core) -> None:
     accepted = accept(core, Intent(ports=(port(1, 0, "h0", "v1-web", name="new"),)))
-    assert waited(accepted) == {"inbox/r0": {"h0"}}
+    assert waited(core, accepted) == {"inbox/r0": {"h0"}}
 
 
 def test_a_rule_is_waited_for_on_all_hosts_of_the_vpc_or_on_those_with_members(
@@ -473,23 +473,23 @@ def test_a_rule_is_waited_for_on_all_hosts_of_the_vpc_or_on_those_with_members(
 ) -> None:
     web = network(1).security_groups[0]
     revoked = Intent(security_groups=(web._replace(rules=web.rules[1:]),))
-    assert waited(accept(core, revoked)) == {"vpc/v1": {"h0", "h1", "h2", "h3"}}
-    assert waited(accept(own, revoked)) == {"sg/v1-web": {"h0", "h1", "h2", "h3"}}
+    assert waited(core, accept(core, revoked)) == {"vpc/v1": {"h0", "h1", "h2", "h3"}}
+    assert waited(own, accept(own, revoked)) == {"sg/v1-web": {"h0", "h1", "h2", "h3"}}
     unused = network(1).security_groups[1]._replace(rules=())
-    assert waited(accept(own, Intent(security_groups=(unused,)))) == {"sg/v1-db": set()}
+    assert waited(own, accept(own, Intent(security_groups=(unused,)))) == {"sg/v1-db": set()}
 
 
 def test_a_host_that_joins_a_groups_stream_is_waited_for_on_what_was_there(own: Core) -> None:
     stream = security_group_stream("v1-db")
     there = own.streams[stream].mark
     accepted = accept(own, Intent(ports=(port(1, 2, "h2", "v1-web", "v1-db"),)))
-    assert waited(accepted)["sg/v1-db"] == {"h2"}
+    assert waited(own, accepted)["sg/v1-db"] == {"h2"}
     assert {r.mark for r in accepted.requirements if r.stream == stream} == {there}
     # The next member waits for itself alone, and one on a host that has members not at all.
     accepted = accept(own, Intent(ports=(port(1, 3, "h3", "v1-web", "v1-db"),)))
-    assert waited(accepted)["sg/v1-db"] == {"h3"}
+    assert waited(own, accepted)["sg/v1-db"] == {"h3"}
     accepted = accept(own, Intent(ports=(port(1, 11, "h3", "v1-db"),)))
-    assert "sg/v1-db" not in waited(accepted)
+    assert "sg/v1-db" not in waited(own, accepted)
 
 
 def test_a_host_that_joins_a_group_that_changes_with_it_is_waited_for_once(own: Core) -> None:
@@ -498,7 +498,7 @@ def test_a_host_that_joins_a_group_that_changes_with_it_is_waited_for_once(own: 
         ports=(port(1, 2, "h2", "v1-web", "v1-db"),),
         security_groups=(db._replace(rules=()),),
     )
-    assert waited(accept(own, intent))["sg/v1-db"] == {"h2"}
+    assert waited(own, accept(own, intent))["sg/v1-db"] == {"h2"}
 
 
 # --- all that was published ---
@@ -507,7 +507,7 @@ def test_a_host_that_joins_a_group_that_changes_with_it_is_waited_for_once(own: 
 def test_of_a_vpc_everybody_is_waited_for_who_has_or_had_it(core: Core) -> None:
     accept(core, Intent(ports=(port(2, 1, "h1", "v2-web"),)))
     head = core.streams[V2].mark
-    wanted = by_stream(core.requirements_of_vpc("v2"))
+    wanted = by_stream(core, core.requirements_of_vpc("v2"))
     assert wanted["vpc/v2"] == {"h0": head, "h1": head}
     assert wanted["inbox/r2"] == {"h4": core.streams[R2].mark}
     assert wanted["inbox/r0"].keys() == {"h0", "h1"}
@@ -515,22 +515,22 @@ def test_of_a_vpc_everybody_is_waited_for_who_has_or_had_it(core: Core) -> None:
 
 
 def test_of_a_vpc_nothing_of_other_vpcs_is_waited_for(core: Core) -> None:
-    before = by_stream(core.requirements_of_vpc("v2"))
+    before = by_stream(core, core.requirements_of_vpc("v2"))
     accept(core, Intent(ports=(port(1, 0, "h0", "v1-web", name="new"),)))
-    assert by_stream(core.requirements_of_vpc("v2")) == before
+    assert by_stream(core, core.requirements_of_vpc("v2")) == before
     assert core.requirements_of_vpc("unknown") == []
 
 
 def test_of_a_vpc_the_streams_of_its_groups_are_waited_for(own: Core) -> None:
-    wanted = by_stream(own.requirements_of_vpc("v1"))
+    wanted = by_stream(own, own.requirements_of_vpc("v1"))
     assert wanted["sg/v1-web"].keys() == {"h0", "h1", "h2", "h3"}
     assert "sg/v2-web" not in wanted
 
 
 def test_a_deleted_vpc_is_still_waited_for_where_it_must_be_forgotten(core: Core) -> None:
     accepted = accept(core, Intent(deletes=(Deletion(K.VPC, "v2", True),)))
-    wanted = by_stream(core.requirements_of_vpc("v2"))
-    assert wanted == by_stream(accepted.requirements)
+    wanted = by_stream(core, core.requirements_of_vpc("v2"))
+    assert wanted == by_stream(core, accepted.requirements)
 
 
 @pytest.mark.parametrize("own_stream", [False, True], ids=["vpc-stream", "own-stream"])
@@ -539,9 +539,10 @@ def test_all_that_was_published_is_waited_for_by_somebody(scenario: str, own_str
     core = new_core(security_groups_own_stream=own_stream)
     published: dict[tuple[str, StreamId], Mark] = {}
     for intent in SCENARIOS[scenario]():
-        for stream, mark, hosts in accept(core, intent).requirements:
-            published.update({(name, stream): mark for name in hosts})
-    wanted = by_stream(core.requirements_of_all())
+        for requirement in accept(core, intent).requirements:
+            stream, mark, _ = requirement
+            published.update({(name, stream): mark for name in core.concerned(requirement)})
+    wanted = by_stream(core, core.requirements_of_all())
     for (name, stream), mark in published.items():
         if core.follows(name, stream):
             assert mark <= wanted[str(stream)][name] <= core.streams[stream].mark
@@ -551,10 +552,10 @@ def test_all_that_was_published_is_waited_for_by_somebody(scenario: str, own_str
 
 def test_a_host_that_is_gone_is_waited_for_no_more(core: Core) -> None:
     accept(core, Intent(deletes=(Deletion(K.PORT, "v2-p1"),)))
-    assert "h4" in by_stream(core.requirements_of_all())["inbox/r2"]
+    assert "h4" in by_stream(core, core.requirements_of_all())["inbox/r2"]
     accept(core, Intent(deletes=(Deletion(K.HOST, "h4"),)))
-    assert "inbox/r2" not in by_stream(core.requirements_of_all())
-    assert "inbox/r2" not in by_stream(core.requirements_of_vpc("v2"))
+    assert "inbox/r2" not in by_stream(core, core.requirements_of_all())
+    assert "inbox/r2" not in by_stream(core, core.requirements_of_vpc("v2"))
     assert not core.follows("h4", R2)
 
 
@@ -562,10 +563,10 @@ def test_a_host_that_changed_its_rack_is_waited_for_where_it_is(core: Core) -> N
     accept(core, Intent(deletes=(Deletion(K.PORT, "v2-p1"),)))
     accept(core, Intent(hosts=(host(4)._replace(group="r1"),)))
     assert (core.follows("h4", R2), core.follows("h4", R1)) == (False, True)
-    assert "inbox/r2" not in by_stream(core.requirements_of_all())
+    assert "inbox/r2" not in by_stream(core, core.requirements_of_all())
     accept(core, Intent(ports=(port(2, 1, "h4", "v2-web"),)))
-    assert by_stream(core.requirements_of_all())["inbox/r1"]["h4"] == core.streams[R1].mark
-    assert "inbox/r2" not in by_stream(core.requirements_of_vpc("v2"))
+    assert by_stream(core, core.requirements_of_all())["inbox/r1"]["h4"] == core.streams[R1].mark
+    assert "inbox/r2" not in by_stream(core, core.requirements_of_vpc("v2"))
 
 
 def test_acceptance_of_the_newest_change_of_a_vpc_is_known(core: Core) -> None:

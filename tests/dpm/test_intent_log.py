@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from goalstate.bus.errors import BrokerUnreachable
+from goalstate.bus.errors import BrokerUnreachable, BusClosed
 from goalstate.dpm.errors import LogHeld, LogUnreadable
 from goalstate.dpm.intent_log import PART_BYTES, IntentLog
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
@@ -147,13 +147,13 @@ def test_a_failed_append_says_so() -> None:
 def test_a_log_that_is_not_open_takes_nothing() -> None:
     async def test(region: Region) -> None:
         log = new_log(region)
-        with pytest.raises(LogHeld, match="not open"):
-            log.append(change(1))
+        with pytest.raises(BusClosed, match="not open"):
+            await log.append(change(1))
         await log.close()
         await log.open("writer")
         await log.close()
-        with pytest.raises(LogHeld, match="not open"):
-            log.append(change(1))
+        with pytest.raises(BusClosed, match="not open"):
+            await log.append(change(1))
 
     run(test)
 

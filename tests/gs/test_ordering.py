@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goalstate.gs.ordering import ADD_ORDER, in_order, phase, revokes
+from goalstate.gs.ordering import ADD_ORDER, phase, revokes
 from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource, references
 
@@ -70,7 +70,7 @@ def test_order_is_kept_within_a_phase_and_nothing_is_lost(
     def place(change: tuple[int, Kind, bool, bool]) -> int:
         return phase(*change[1:])
 
-    ordered = in_order(changes, place)
+    ordered = sorted(changes, key=place)
     assert sorted(ordered) == changes
     assert ordered == sorted(changes, key=lambda change: (place(change), change[0]))
 

@@ -83,7 +83,9 @@ class ApplyReply(_message.Message):
     VIOLATIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     change: _builtins.int
-    """Number of the change in the intent log, growing; 0 in a refusal."""
+    """Number of the change in the intent log, growing from 1. Of an intent that changes nothing: the
+    newest. 0 in a refusal.
+    """
     changed_objects: _builtins.int
     """Objects that differ from what was there. 0: nothing to do."""
     @_builtins.property
@@ -208,7 +210,8 @@ class WaitReply(_message.Message):
     @_builtins.property
     def latency(self) -> Global___Latency:
         """From acceptance of the newest change concerned to its application on a host, over the hosts
-        that applied it after the change was accepted.
+        that applied it after the change was accepted. A host says when it got to where it is: if it has
+        applied something newer of the stream since, its latency here is an upper bound.
         """
 
     def __init__(

@@ -73,8 +73,8 @@ class DataPlaneManagerServicer:
 
     def Apply(self, request, context):
         """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
-        log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds every
-        violation.
+        log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
+        violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,8 +35,8 @@ class DataPlaneManagerStub:
     def __new__(cls, channel: _aio.Channel) -> DataPlaneManagerAsyncStub: ...
     Apply: _grpc.UnaryUnaryMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]
     """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
-    log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds every
-    violation.
+    log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
+    violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
     """
     ApplyStream: _grpc.StreamStreamMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]
     """The same, many in order. A refused intent is answered by a refusal and the stream goes on."""
@@ -53,8 +53,8 @@ class DataPlaneManagerAsyncStub(DataPlaneManagerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Apply: _aio.UnaryUnaryMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]  # type: ignore[assignment]
     """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
-    log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds every
-    violation.
+    log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
+    violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
     """
     ApplyStream: _aio.StreamStreamMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]  # type: ignore[assignment]
     """The same, many in order. A refused intent is answered by a refusal and the stream goes on."""
@@ -74,8 +74,8 @@ class DataPlaneManagerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataplane_manager_pb2.ApplyReply, _abc.Awaitable[_dataplane_manager_pb2.ApplyReply]]:
         """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
-        log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds every
-        violation.
+        log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
+        violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
         """
 
     @_abc_1.abstractmethod
