@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import time_ns
+from typing import Any
 
 from bench.alone import Stages, alone
 from bench.report import Goal, Section, Table
@@ -84,7 +85,7 @@ def measure(*, quick: bool) -> Section:
     )
 
 
-def _rounds(mix: str, piece: int, rounds: int) -> dict[str, object]:
+def _rounds(mix: str, piece: int, rounds: int) -> dict[str, Any]:
     """CPU and wall seconds of each stage in each round."""
     region = Region(hosts=HOSTS, vpcs=generate.parse_mix(mix))
     before = list(region.host_intents())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,9 +49,9 @@ def resident_bytes(pid: int | None = None) -> int:
     return int(statm.split()[1]) * _PAGE
 
 
-def command() -> str:
-    """How this program was called."""
-    return " ".join(["python -m bench", *sys.argv[1:]])
+def command(arguments: Sequence[str]) -> str:
+    """How the program was called."""
+    return f"`{' '.join(['python -m bench', *arguments])}`"
 
 
 def mib(size: float) -> str:

@@ -27,7 +27,7 @@ PORTS_A_ROUND = 1000
 _ROUND_S = 60.0
 
 METHOD = """\
-The publisher is a process of its own on {broker}. A client sends it {vpcs} intents of
+The publisher is a process of its own. A client sends it {vpcs} intents of
 {ports:,} ports each (one for each of {vpcs} VPCs, in a region of {hosts} hosts) in one ApplyStream
 call. Inside the interval: from before the call to the moment when the last message that came of it
 has been delivered to a plain Pulsar reader on its topic (there is one on every topic; reading costs

@@ -5,6 +5,7 @@ There is one form, Markdown with its columns aligned: it is read in a terminal a
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,8 @@ def goals(of: Iterable[Goal]) -> Table:
 
 
 def section(one: Section) -> str:
-    parts = [f"## {one.title}", one.method, *map(table, one.tables)]
+    method = (textwrap.fill(paragraph, 100) for paragraph in one.method.split("\n\n"))
+    parts = [f"## {one.title}", *method, *map(table, one.tables)]
     if one.goals:
         parts.append(table(goals(one.goals)))
     return "\n\n".join(parts) + "\n"

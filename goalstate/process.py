@@ -22,6 +22,7 @@ import grpc
 import structlog
 import uvloop
 from google.protobuf.message import DecodeError
+from prometheus_client import CollectorRegistry, start_http_server
 
 #: Largest gRPC message that we send or take unless told otherwise, in bytes.
 MAX_GRPC_BYTES = 64 * 1024 * 1024
@@ -177,3 +178,34 @@ def run_until_signal(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) 
         await run(stop)
 
     uvloop.run(main())
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work`, unless `stop` is set before it is done: then it is cancelled. Was it done?"""
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    working.cancel()
+    stopped.cancel()
+    await asyncio.gather(working, stopped, return_exceptions=True)
+    if done:
+        working.result()
+    return done
+
+
+def serve_metrics(
+    address: str, port: int | None, registry: CollectorRegistry
+) -> tuple[Any, Any] | None:
+    """Serve metrics over HTTP from a thread; None where no port is given.
+
+    Gives the server and its thread. Raises StartError if the port is taken.
+    """
+    if port is None:
+        return None
+    try:
+        return start_http_server(port, addr=address, registry=registry)
+    except OSError as error:
+        raise StartError(
+            f"cannot serve metrics on {address}:{port}: {error.strerror}; give another "
+            "--metrics-port, or 0 for any free one"
+        ) from error

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from goalstate.agent.config import AgentConfig
 from goalstate.agent.core import SECOND_NS, HostSettings
@@ -37,13 +36,14 @@ from goalstate.gs.naming import simulated_host
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2, agent_pb2_grpc
 from goalstate.gs.topics import Topics
 from goalstate.process import (
-    StartError,
     bind,
     clock_id,
     configure_logging,
     grpc_server,
     relax_garbage_collection,
     run_until_signal,
+    serve_metrics,
+    unless,
     write_ready_file,
 )
 
@@ -121,16 +121,17 @@ async def run(
             ),
             _data_planes(config),
         )
-        http = _serve_metrics(config, fleet)
+        http = serve_metrics(config.metrics_address, config.metrics_port, registry(fleet))
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
         agent_pb2_grpc.add_InspectionServicer_to_server(InspectionService(fleet), server)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         await server.start()
-        if config.register_with:
-            await register(hosts, config.register_with, config.register_timeout_s)
-        if await _unless(stop, fleet.start()):
+        registered = config.register_with is None or await unless(
+            stop, register(hosts, config.register_with, config.register_timeout_s)
+        )
+        if registered and await unless(stop, fleet.start()):
             for name in ("", SERVICE):
                 await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
             log.info("serving", **facts)
@@ -153,39 +154,12 @@ async def run(
     log.info("stopped")
 
 
-async def _unless(stop: asyncio.Event, starting: Coroutine[Any, Any, None]) -> bool:
-    """Wait for `starting`, unless `stop` is set before; was it not?"""
-    start, stopped = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
-    await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
-    started = start.done()
-    start.cancel()
-    stopped.cancel()
-    await asyncio.gather(start, stopped, return_exceptions=True)
-    if started:
-        start.result()
-    return started
-
-
 def _data_planes(config: AgentConfig) -> Callable[[str], DataPlane]:
     if config.data_plane == "memory":
         return lambda host: MemoryDataPlane()
     model = ProgrammingModel(**config.model.model_dump())
     later = asyncio.get_running_loop().call_later
     return lambda host: ModelledDataPlane(model, later, name=host)
-
-
-def _serve_metrics(config: AgentConfig, fleet: Fleet) -> tuple[Any, Any] | None:
-    if config.metrics_port is None:
-        return None
-    try:
-        return start_http_server(
-            config.metrics_port, addr=config.metrics_address, registry=registry(fleet)
-        )
-    except OSError as error:
-        raise StartError(
-            f"cannot serve metrics on {config.metrics_address}:{config.metrics_port}: "
-            f"{error.strerror}; give another --metrics-port, or 0 for any free one"
-        ) from error
 
 
 def main(config: AgentConfig) -> None:

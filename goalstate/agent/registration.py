@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 #: Hosts in one intent.
 BATCH = 1000
-RETRY_S = 0.5
+RETRY_S = 1.0
 #: What passes by itself: the DPM starts, or waits for its broker.
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -68,4 +68,5 @@ async def _apply(
                     f"the DPM at {address} did not take the hosts in time: {error.details()}; "
                     "is it up? give another address, or start without --register"
                 ) from error
+            log.info("waiting for the DPM", dpm=address, reason=error.details())
         await asyncio.sleep(RETRY_S)

@@ -23,6 +23,8 @@ MESSAGE_BYTES = 512 * 1024
 #: Messages on their way to the broker at a time; meanwhile news gather for longer.
 UNDER_WAY = 4
 RETRY_S = 1.0
+#: Seconds that the last reports get to arrive.
+STOP_S = 2.0
 
 H = TypeVar("H")
 
@@ -96,7 +98,11 @@ class Reports(Generic[H]):
             return
         self._send()
         if self._under_way:
-            await asyncio.wait(self._under_way, timeout=5)
+            _, left = await asyncio.wait(self._under_way, timeout=STOP_S)
+            if left:
+                # The bus gives its producers up; waiting here as well would take as long again.
+                log.warning("stopped with reports on their way", messages=len(left))
+                return
         try:
             await self._producer.close()
         except BusError as error:
@@ -141,7 +147,7 @@ class Reports(Generic[H]):
         def answered(answer: asyncio.Future[bytes]) -> None:
             self._under_way.discard(answer)
             error = None if answer.cancelled() else answer.exception()
-            if error is not None:
+            if error is not None and not self._stopping:
                 # What these hosts told is lost, so each tells everything, when it can.
                 log.warning("a report is lost", hosts=len(hosts), error=str(error))
                 self._full.update(dict.fromkeys(hosts))

@@ -17,7 +17,6 @@ from typing import Any
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from goalstate.bus.admin import ensure_namespace
 from goalstate.bus.base import Bus
@@ -40,6 +39,8 @@ from goalstate.process import (
     grpc_server,
     relax_garbage_collection,
     run_until_signal,
+    serve_metrics,
+    unless,
     write_ready_file,
 )
 
@@ -88,29 +89,29 @@ async def run(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     facts: dict[str, Any] = {"service": "dpm", "region": config.region, "broker": config.broker}
+    http: tuple[Any, Any] | None = None
     try:
         # Bind first: a taken port must not cost an epoch.
         facts["listen"] = bind(server, config.listen)
-        http = _serve_metrics(config, metrics)
+        http = serve_metrics(config.metrics_address, config.metrics_port, metrics.registry)
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
-        await _start(engine, config)
-        await server.start()
-        await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-        await health_service.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        gauges = asyncio.ensure_future(_keep_gauges(engine, metrics, health_service))
-        log.info("serving", **facts)
-        write_ready_file(config.ready_file, facts)
-        if ready is not None:
-            ready(facts)
-        await _either(stop, engine.failed)
+        if await unless(stop, _start(engine, config)):
+            await server.start()
+            await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+            log.info("serving", **facts)
+            write_ready_file(config.ready_file, facts)
+            if ready is not None:
+                ready(facts)
+            gauges = asyncio.ensure_future(_keep_gauges(engine, metrics, health_service))
+            await _either(stop, engine.failed)
+            gauges.cancel()
         log.info("stopping")
-        gauges.cancel()
         await health_service.enter_graceful_shutdown()
         await server.stop(GRACE_S)
-        if http:
-            http[0].shutdown()
-            http[0].server_close()
     finally:
+        if http:
+            await asyncio.to_thread(http[0].shutdown)  # takes up to half a second
+            http[0].server_close()
         await server.stop(0)
         await engine.stop()
         if own_bus:
@@ -141,44 +142,37 @@ async def _start(engine: Engine, config: DpmConfig) -> None:
         ) from error
 
 
-def _serve_metrics(config: DpmConfig, metrics: Metrics) -> tuple[Any, Any] | None:
-    if config.metrics_port is None:
-        return None
-    try:
-        return start_http_server(
-            config.metrics_port, addr=config.metrics_address, registry=metrics.registry
-        )
-    except OSError as error:
-        raise StartError(
-            f"cannot serve metrics on {config.metrics_address}:{config.metrics_port}: "
-            f"{error.strerror}; give another --metrics-port, or 0 for any free one"
-        ) from error
-
-
 async def _keep_gauges(
     engine: Engine, metrics: Metrics, health_service: health.aio.HealthServicer
 ) -> None:
     """Bring the gauges, and what the health service says, up to date each second."""
     states = health_pb2.HealthCheckResponse
     while True:
-        now = time.time_ns()
-        async with engine.lock:
-            for kind, count in engine.core.desired.counts().items():
-                metrics.objects.labels(kind=kind.name.lower()).set(count)
-            hosts = {host.id for host in engine.core.desired.objects(ObjectKind.HOST)}
-        convergence = engine.convergence
-        for host in convergence.hosts.keys() - hosts:
-            if convergence.lease(host, now) is Lease.EXPIRED:
-                convergence.forget(host)
-        leases = [convergence.lease(host, now) for host in hosts]
-        for lease in Lease:
-            metrics.hosts.labels(lease=lease.value).set(leases.count(lease))
-        whys = [e.why for view in convergence.hosts.values() for e in view.exceptions]
-        for why in (Why.REFUSED, Why.PENDING):
-            metrics.exceptions.labels(status=why.value).set(whys.count(why))
-        metrics.publish_backlog.set(engine.backlog)
         await health_service.set(SERVICE, states.SERVING if engine.serving else states.NOT_SERVING)
+        try:
+            async with engine.lock:
+                _set_gauges(engine, metrics)
+        except Exception:
+            log.exception("gauges are not up to date")
         await asyncio.sleep(1)
+
+
+def _set_gauges(engine: Engine, metrics: Metrics) -> None:
+    now = time.time_ns()
+    for kind, count in engine.core.desired.counts().items():
+        metrics.objects.labels(kind=kind.name.lower()).set(count)
+    hosts = {host.id for host in engine.core.desired.objects(ObjectKind.HOST)}
+    convergence = engine.convergence
+    for host in convergence.hosts.keys() - hosts:
+        if convergence.lease(host, now) is Lease.EXPIRED:
+            convergence.forget(host)
+    leases = [convergence.lease(host, now) for host in hosts]
+    for lease in Lease:
+        metrics.hosts.labels(lease=lease.value).set(leases.count(lease))
+    whys = [e.why for view in convergence.hosts.values() for e in view.exceptions]
+    for why in (Why.REFUSED, Why.PENDING):
+        metrics.exceptions.labels(status=why.value).set(whys.count(why))
+    metrics.publish_backlog.set(engine.backlog)
 
 
 def main(config: DpmConfig) -> None:

@@ -150,7 +150,9 @@ class Convergence:
         a latency longer. Raises ValueError when a stream's name, a kind or the lease is none.
         """
         view = self.hosts.get(report.host) or HostView()
-        if (report.incarnation, report.number) <= (view.incarnation, view.number):
+        # Of two agents that play one host the newer is believed, as long as it lives.
+        older = report.incarnation < view.incarnation and now_ns > view.lease_until_ns
+        if not older and (report.incarnation, report.number) <= (view.incarnation, view.number):
             return set()
         streams = [
             (

@@ -14,6 +14,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from goalstate.gs.versions import FORMAT_V2
 
 # A named tuple's own constructor is a Python function and takes twice as long.
 _new: Any = tuple.__new__
+_parsed = lru_cache(1 << 14)(StreamId.parse)
 #: `ordering.phase` by kind, and whether it is a deletion.
 _PHASES = {
     (kind, deleted): ordering.phase(kind, deleted) for kind in Kind for deleted in (False, True)
@@ -230,7 +232,7 @@ class Core:
                     diff.add(old.stream, old.host, old.vpc, gone, old.hash, 0)
                     records[key] = old._replace(revision=old.revision + 1, hash=0)
                     if kind is Kind.SUBSCRIPTION:
-                        self._stream(StreamId.parse(id_)).follow(old.host, False)
+                        self._stream(_parsed(id_)).follow(old.host, False)
                 continue
             stream, host, vpc, config = new
             revision, replaced = 1, 0
@@ -251,7 +253,7 @@ class Core:
             diff.add(stream, host, vpc, resource, replaced, come)
             records[key] = _new(_Record, (stream, host, vpc, revision, come))
             if kind is Kind.SUBSCRIPTION:
-                followed = StreamId.parse(id_)
+                followed = _parsed(id_)
                 self._stream(followed).follow(host, True)
                 if not live:
                     diff.joined.setdefault(followed, set()).add(host)

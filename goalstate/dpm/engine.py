@@ -101,6 +101,8 @@ class Engine:
         #: Set when it cannot go on, with the reason in `failure`.
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
+        #: Why it does not serve just now; empty while it does.
+        self.problem = "starting"
         self.convergence = Convergence(self._follows)
         # What recovery makes anew:
         self.core = Core(topics, security_groups_own_stream=security_groups_own_stream)
@@ -187,6 +189,7 @@ class Engine:
         self._log, self._publisher, self._noted = intent_log, publisher, replay.published
         self._metrics.epoch.set(core.epoch)
         self._serving = True
+        self.problem = ""
         log.info(
             "recovered",
             epoch=core.epoch,
@@ -199,6 +202,7 @@ class Engine:
     async def _lost_the_log(self, error: BaseException) -> None:
         """Memory is ahead of the log: become what the log says, when the broker lets us."""
         log.error("memory is ahead of the intent log; recovering", error=str(error))
+        self.problem = f"recovering, since the intent log failed: {error}"
         async with self._lock:
             pass  # nobody works on the core any more, in a thread or otherwise
         if self._publisher is not None:
@@ -212,6 +216,7 @@ class Engine:
             except (BusError, LogHeld) as failure:
                 # The broker may take our own lost connection for another writer for a while.
                 log.warning("cannot recover yet", error=str(failure))
+                self.problem = f"cannot recover from the intent log yet: {failure}"
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
             except Exception as failure:

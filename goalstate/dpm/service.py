@@ -188,6 +188,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             objects={kind.name.lower(): count for kind, count in core.desired.counts().items()},
             broker=self._broker,
             uptime_s=time.monotonic() - self._started,
+            serving=engine.serving,
+            problem=engine.problem,
         )
         groups: dict[str, set[str]] = {}
         for host in core.desired.objects(ObjectKind.HOST):

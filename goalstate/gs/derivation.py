@@ -301,7 +301,8 @@ class Derivation:
             groups = config.security_group_ids
             for group in port.security_group_ids:
                 groups.add().id = group
-        return Derived(_inbox_stream(host.group), host.id, port.vpc_id, config)
+        derived: Derived = _new(Derived, (_inbox_stream(host.group), host.id, port.vpc_id, config))
+        return derived
 
     def _neighbor(self, key: Key) -> Derived | None:
         bound = self._bound(key.id)
@@ -318,7 +319,8 @@ class Derivation:
         _add_addresses(config, port)
         if port.security_group_ids:
             config.security_group_ids.extend(port.security_group_ids)
-        return Derived(_vpc_stream(port.vpc_id), "", port.vpc_id, config)
+        derived: Derived = _new(Derived, (_vpc_stream(port.vpc_id), "", port.vpc_id, config))
+        return derived
 
     def _dhcp(self, key: Key) -> Derived | None:
         dhcp: Dhcp | None = self._desired.get(ObjectKind.DHCP, key.id)
@@ -340,7 +342,8 @@ class Derivation:
                 config.ipv6_address = ip
             else:
                 config.ipv4_address = ip
-        return Derived(_inbox_stream(host.group), host.id, port.vpc_id, config)
+        derived: Derived = _new(Derived, (_inbox_stream(host.group), host.id, port.vpc_id, config))
+        return derived
 
     def _subscription(self, key: Key) -> Derived | None:
         host = self._hosts.get(key.host)
@@ -361,7 +364,8 @@ class Derivation:
         config.topic = self._topic(stream)
         config.stream = key.id
         config.channel = goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR
-        return Derived(_inbox_stream(host.group), host.id, vpc_id, config)
+        derived: Derived = _new(Derived, (_inbox_stream(host.group), host.id, vpc_id, config))
+        return derived
 
 
 def _add_addresses(config: Any, port: Port) -> None:

@@ -5,7 +5,7 @@ decides what a scalar is, not YAML: an unquoted 02:00:00:00:00:01 in a field for
 although YAML 1.1 reads a number there. Laws:
 
 1.  Nothing is ignored: an unknown key, a key given twice, or a value of another type is an error
-    with its line and path.
+    with its line and path. All of these that a text has are told at once.
 2.  What `dump` writes, `parse` reads back as an equal message.
 3.  An empty value (`ports:` with nothing after it, or null) is a field that is not given.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -28,6 +28,8 @@ M = TypeVar("M", bound=Message)
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+#: Errors that a message names; there may be one in each of a million lines.
+_NAMED = 20
 #: Levels of nesting; no message here comes near.
 _MAX_DEPTH = 32
 
@@ -46,6 +48,22 @@ _INTEGERS = {
     FieldDescriptor.TYPE_INT32: (-(1 << 31), (1 << 31) - 1),
     FieldDescriptor.TYPE_INT64: (-(1 << 63), (1 << 63) - 1),
 }
+
+
+class _ShapeError(Exception):
+    """A node is not what the schema wants there."""
+
+    def __init__(self, node: Any, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.found = _Found(node.start_mark.line + 1, path, reason)
+
+
+class _Found(NamedTuple):
+    """An error of shape; lines count from 1."""
+
+    line: int
+    path: str
+    reason: str
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
@@ -70,9 +88,11 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
 def parse(text: str, source: str, type_: type[M]) -> list[M]:
     """The messages in a text, one for each YAML document that is not empty.
 
-    `source` names the text in errors. Raises IntentSyntaxError at the first error.
+    `source` names the text in errors. Raises IntentSyntaxError: with every error of shape, or with
+    the place at which the text ends to be YAML, after the errors of shape before it.
     """
     messages = []
+    found: list[_Found] = []
     loader = None
     try:
         loader = _Loader(_joined(text) if text.lstrip()[:1] in ("{", "[") else text)
@@ -81,25 +101,37 @@ def parse(text: str, source: str, type_: type[M]) -> list[M]:
             if _is_null(node):
                 continue
             message = type_()
-            _Reader(source, loader).message(message, node, "")
+            _Reader(loader, found).document(message, node)
             messages.append(message)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise IntentSyntaxError(source, line, "", f"this is no YAML: {problem}") from None
+        found.append(_Found(line, "", f"this is no YAML: {problem}"))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise IntentSyntaxError(
-            source, line, "", f"the character {error.character!r} is not allowed in YAML"
-        ) from None
+        found.append(_Found(line, "", f"the character {error.character!r} is not allowed in YAML"))
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
-        raise IntentSyntaxError(source, line, "", "this is no Unicode text") from None
+        found.append(_Found(line, "", "this is no Unicode text"))
     finally:
         if loader is not None:
             loader.dispose()
+    if found:
+        raise _told(source, found)
     return messages
+
+
+def _told(source: str, found: list[_Found]) -> IntentSyntaxError:
+    """One error for all; its line and path are those of the first."""
+    first, *others = found
+    more = [
+        f"\n{source}:{line}: " + (f"{path}: " if path else "") + reason
+        for line, path, reason in others[: _NAMED - 1]
+    ]
+    if len(found) > _NAMED:
+        more.append(f"\n… and {len(found) - _NAMED} more")
+    return IntentSyntaxError(source, first.line, first.path, first.reason + "".join(more))
 
 
 def dump(message: Message) -> str:

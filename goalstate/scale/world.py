@@ -7,6 +7,7 @@ where nobody has anything else to do.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,9 +40,9 @@ class WorldSettings(NamedTuple):
 class _Host:
     """A host: its core, its readers, and a data plane that does as it is told."""
 
-    def __init__(self, world: World, host: str, group: str) -> None:
+    def __init__(self, world: World, host: str, group: str, incarnation: int) -> None:
         self.core = HostCore(host, inbox_stream(group), HostSettings(world.topics))
-        self.reporter = Reporter(self.core, incarnation=1, lease_s=LEASE_S)
+        self.reporter = Reporter(self.core, incarnation=incarnation, lease_s=LEASE_S)
         #: What the data plane was told to hold.
         self.programmed: dict[tuple[Kind, str], Resource] = {}
         self._world = world
@@ -56,6 +57,11 @@ class _Host:
                 self._close(action.stream)
             else:
                 self._program(action)
+
+    def stop(self) -> None:
+        """Read no more, whatever is still on its way."""
+        for stream in list(self._readers):
+            self._close(stream)
 
     def _program(self, program: Program) -> None:
         for resource in program.operations:
@@ -105,15 +111,25 @@ class World:
         self.core.begin_epoch(1)
         self.convergence = Convergence(self.core.follows)
         self.hosts: dict[str, _Host] = {}
+        #: How often the agent of each host was started.
+        self._starts = Counter[str]()
         self.broker.attach(self.topics.reports(0), LATEST, self._on_report, name="publisher")
 
     # --- what happens ---
 
     def add_hosts(self, hosts: Mapping[str, str]) -> None:
-        """Start agents: host → its group."""
+        """Start agents: host → its group. Each start of a host is a new incarnation."""
         for name, group in hosts.items():
-            host = self.hosts[name] = _Host(self, name, group)
+            self._starts[name] += 1
+            host = self.hosts[name] = _Host(self, name, group, self._starts[name])
             host.do(host.core.start(self.now_ns))
+
+    def remove_host(self, name: str) -> None:
+        """Stop an agent, which leaves nothing behind; `add_hosts` may start it anew, in any group.
+
+        Raises KeyError if it does not run.
+        """
+        self.hosts.pop(name).stop()
 
     def apply(self, intent: Intent) -> Accepted | None:
         """Accept an intent and publish it; None if it changes nothing. Raises IntentRejected."""

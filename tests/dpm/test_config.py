@@ -130,4 +130,4 @@ def test_every_value_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, fil
 def test_a_configuration_does_not_change() -> None:
     config = DpmConfig.load(broker=URL)
     with pytest.raises(ValidationError):
-        config.region = "other"  # type: ignore[misc]
+        config.region = "other"

@@ -297,3 +297,15 @@ def test_a_forgotten_host_never_reported(convergence: Convergence) -> None:
     convergence.forget("a")
     assert convergence.lease("a", NOW) is Lease.NEVER_REPORTED
     convergence.forget("a")
+
+
+def test_an_older_agent_is_heard_again_when_the_newer_one_is_gone(
+    convergence: Convergence,
+) -> None:
+    convergence.report(report("a", 9, {VPC: Mark(1, 5)}), NOW)
+    convergence.report(report("a", 1, {}, incarnation=2), NOW)
+    convergence.report(report("a", 10, {VPC: Mark(1, 6)}), NOW + SECOND)
+    assert not convergence.hosts["a"].applied
+    convergence.report(report("a", 11, {VPC: Mark(1, 7)}, full=True), NOW + 11 * SECOND)
+    assert convergence.hosts["a"].applied[VPC][0] == Mark(1, 7)
+    assert convergence.lease("a", NOW + 11 * SECOND) is Lease.LIVE

@@ -392,6 +392,8 @@ class StatusReply(_message.Message):
     HOSTS_NEVER_REPORTED_FIELD_NUMBER: _builtins.int
     BROKER_FIELD_NUMBER: _builtins.int
     UPTIME_S_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """this publisher's name"""
     epoch: _builtins.int
@@ -402,6 +404,10 @@ class StatusReply(_message.Message):
     hosts_never_reported: _builtins.int
     broker: _builtins.str
     uptime_s: _builtins.float
+    serving: _builtins.bool
+    """does it accept intents just now?"""
+    problem: _builtins.str
+    """if not, why"""
     @_builtins.property
     def objects(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """how many, by kind"""
@@ -424,10 +430,12 @@ class StatusReply(_message.Message):
         hosts_never_reported: _builtins.int = ...,
         broker: _builtins.str = ...,
         uptime_s: _builtins.float = ...,
+        serving: _builtins.bool = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "change", b"change", "epoch", b"epoch", "host_list", b"host_list", "hosts_expired", b"hosts_expired", "hosts_live", b"hosts_live", "hosts_never_reported", b"hosts_never_reported", "objects", b"objects", "streams", b"streams", "uptime_s", b"uptime_s", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "change", b"change", "epoch", b"epoch", "host_list", b"host_list", "hosts_expired", b"hosts_expired", "hosts_live", b"hosts_live", "hosts_never_reported", b"hosts_never_reported", "objects", b"objects", "problem", b"problem", "serving", b"serving", "streams", b"streams", "uptime_s", b"uptime_s", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,141 @@
+"""`python -m bench`: measure, and print each result beside its goal.
+
+Everything runs on this machine and ends with this command. Measurements that need no broker come
+first, before there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from bench import derive, fanout, hold, machine, memory, publish, report, wire
+from bench.report import Goal, Section
+from bench.system import Brokers, MeasurementFailed
+from goalstate import __version__
+from goalstate.bus.errors import BusError
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+_TITLE = "Measurements"
+_ABOUT = """\
+Written by `python -m bench --write`. A goal is met or missed by the median; beside it are the
+lowest and the highest value of the repeats in this run. Everything (broker, publisher, hosts,
+clients) shares the one machine.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    begun = time.monotonic()
+
+    def progress(text: str) -> None:
+        print(f"[{time.monotonic() - begun:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+    brokers = Brokers(options.broker, options.admin_url, progress)
+    quick = options.quick
+    measurements: dict[str, Callable[[], Section]] = {
+        "derive": lambda: derive.measure(quick=quick),
+        "hold": lambda: hold.measure(progress, quick=quick),
+        "publish": lambda: publish.measure(brokers, progress, quick=quick),
+        "fanout": lambda: fanout.measure(brokers, progress, quick=quick),
+        "wire": lambda: wire.measure(brokers, progress, quick=quick),
+        "memory": lambda: memory.measure(brokers, progress, quick=quick),
+    }
+    unknown = [name for name in options.only if name not in measurements]
+    if unknown:
+        print(
+            f"bench: there is no measurement {unknown[0]!r}: {', '.join(measurements)}",
+            file=sys.stderr,
+        )
+        return 2
+    facts = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": machine.command(options.given),
+        "goalstate": __version__,
+        **machine.facts(),
+    }
+    sections: list[Section] = []
+    failures: list[str] = []
+    try:
+        for name, measure in measurements.items():
+            if options.only and name not in options.only:
+                continue
+            progress(f"measuring: {name}")
+            try:
+                one = measure()
+            except (BusError, MeasurementFailed, TimeoutError, grpc.RpcError) as error:
+                failures.append(f"{name}: {error}")
+                progress(f"not measured: {failures[-1]}")
+                continue
+            sections.append(one)
+            print(report.section(one), flush=True)
+            if brokers.started is not None:
+                facts["broker"] = brokers.started.describe()
+    except KeyboardInterrupt:
+        progress("interrupted")
+        return 130
+    finally:
+        brokers.stop()
+    facts["time"] = f"{time.monotonic() - begun:.0f} s"
+    goals = [goal for one in sections for goal in one.goals]
+    summary = _summary(facts, goals, failures)
+    print(summary)
+    if options.json:
+        document = {
+            "facts": facts,
+            "failures": failures,
+            "measurements": [report.document(one) for one in sections],
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.write:
+        text = "\n".join([summary, *map(report.section, sections)])
+        RESULTS.write_text(text, encoding="utf-8")
+        progress(f"written: {RESULTS}")
+    return 1 if failures else 0
+
+
+def _summary(facts: dict[str, str], goals: Sequence[Goal], failures: Sequence[str]) -> str:
+    parts = [report.head(_TITLE, facts), _ABOUT]
+    if goals:
+        parts.append(report.table(report.goals(goals)) + "\n")
+    parts += [f"NOT MEASURED: {failure}\n" for failure in failures]
+    return "\n".join(parts)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure goalstate on this machine, beside the plain Pulsar client.",
+        epilog="A whole run takes some 10 minutes on two cores, a quick one 3. "
+        "The exit code says whether everything could be measured, not whether goals were met.",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="derive, hold, publish, fanout, wire or memory; may be repeated",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repeats and smaller sizes; proves less"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument(
+        "--broker", metavar="URL", help="an Apache Pulsar that runs; else one is started"
+    )
+    parser.add_argument("--admin-url", metavar="URL", help="its admin REST API")
+    parser.add_argument("--write", action="store_true", help=f"write the report to {RESULTS.name}")
+    options = parser.parse_args(arguments)
+    options.given = list(sys.argv[1:] if arguments is None else arguments)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
