@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sections.append(one)
             print(report.section(one), flush=True)
             if brokers.started is not None:
-                facts["broker"] = brokers.started.describe()
+                facts["broker"] = brokers.started.describe().rpartition(" at ")[0]
     except KeyboardInterrupt:
         progress("interrupted")
         return 130

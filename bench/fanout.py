@@ -164,7 +164,7 @@ def _fleet(
     """Additions to VPCs of these sizes, all of which all hosts of a new fleet follow."""
     broker = brokers.get()
     region = Region(hosts=hosts, vpcs=tuple(hosts + beyond for beyond in sizes), dhcp_share=0)
-    counting = 1 - DECODING / hosts if how == COUNT else 0.0
+    counting = max(0.0, 1 - DECODING / hosts) if how == COUNT else 0.0
     decoding = "own" if how == OWN else "shared"
     cells = [_Cell(hosts, how, beyond) for beyond in sizes]
     raw = _Cell(hosts, f"plain client ({how})", None)

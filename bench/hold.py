@@ -22,6 +22,7 @@ from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.decoding import Decoder
 from goalstate.dpm.core import Core, Publication
 from goalstate.gs import envelope as envelopes
+from goalstate.gs.intent import Host
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import StreamId, StreamKind, inbox_stream, vpc_stream
 from goalstate.gs.topics import Topics
@@ -99,6 +100,12 @@ def _region(neighbors: int) -> Region:
     return Region(hosts=HOSTS, vpcs=(neighbors,), dhcp_share=0)
 
 
+def _follower(region: Region) -> Host:
+    """A host that has a port of the VPC."""
+    id_ = region.port(1, 0).host_id
+    return next(host for host in map(region.host, range(region.hosts)) if host.id == id_)
+
+
 def messages(region: Region, piece: int = _PIECE) -> list[Publication]:
     """What the publisher's core publishes for a region."""
     core = Core(Topics())
@@ -113,7 +120,7 @@ def _derive(neighbors: int, file: str) -> None:
     """Write what a host of the VPC gets: its inbox stream's messages, then the VPC's."""
     relax_garbage_collection()
     region = _region(neighbors)
-    inbox = inbox_stream(region.host(0).group)
+    inbox = inbox_stream(_follower(region).group)
     mine: dict[StreamKind, list[Sent]] = {StreamKind.INBOX: [], StreamKind.VPC: []}
     for envelope, payload in messages(region):
         if envelope.stream.kind is StreamKind.VPC or envelope.stream == inbox:
@@ -164,7 +171,7 @@ class _Agent:
 
     def __init__(self, region: Region, inbox: Sequence[Sent]) -> None:
         """`inbox` is taken in at once."""
-        host = region.host(0)
+        host = _follower(region)
         self._inbox = inbox_stream(host.group)
         self._vpc = vpc_stream(region.vpc_id(1))
         # It remembers the newest message, so that what was parsed once is not parsed again.

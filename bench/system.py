@@ -139,12 +139,13 @@ class System:
                 "--ready-file",
                 str(ready),
             ],
+            what=f"the {name}",
             log=self._directory / f"{name}-{number}.log",
             # Settings of the caller's own would make this another measurement.
             env={k: v for k, v in os.environ.items() if not k.startswith("GOALSTATE_")},
         )
         self._stack.callback(child.stop)
-        child.await_ready(f"the {name}", ready.exists, self._progress)
+        child.await_ready(ready.exists, self._progress)
         facts: dict[str, Any] = json.loads(ready.read_text(encoding="utf-8"))
         return facts
 

@@ -33,7 +33,8 @@ _NAMESPACE = "goalstate"
 
 METHOD = """\
 The messages of one VPC's stream, as the publisher's core makes them for {neighbors:,} ports on
-{hosts} hosts, are published to a topic and read by one reader. Counted by the broker (`bytesInCounter`, `storageSize` and `bytesOutCounter` of the topic's statistics): everything that
+{hosts} hosts, are published to a topic and read by one reader. Counted by the broker
+(`bytesInCounter`, `storageSize` and `bytesOutCounter` of the topic's statistics): everything that
 travels as an entry, with the envelope's properties and Pulsar's own metadata, and with the VPC's
 other resources (subnets, security groups), divided by the neighbors. Not counted: what TCP and the
 broker's commands add. Ids are readable (`port-0001-000042`) or look like UUIDs. `ports an intent`

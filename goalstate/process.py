@@ -33,6 +33,10 @@ class StartError(Exception):
     """The process cannot start as it was told to; the text says why and what to do."""
 
 
+class AddressError(StartError):
+    """What was given to listen on is no address."""
+
+
 def clock_id() -> str:
     """Identity of the wall clock of this machine since it booted.
 
@@ -144,7 +148,15 @@ def grpc_server(max_receive_bytes: int = MAX_GRPC_BYTES) -> grpc.aio.Server:
 
 
 def bind(server: grpc.aio.Server, address: str) -> str:
-    """Bind a server; returns the address with its real port. Raises StartError if it is taken."""
+    """Bind a server; returns the address with its real port.
+
+    Raises AddressError, or StartError if it is taken.
+    """
+    host, _, number = address.rpartition(":")
+    if not host or not (number.isascii() and number.isdecimal()) or int(number) > 65535:
+        raise AddressError(
+            f"cannot listen on {address!r}: that is no address; write HOST:PORT, as 127.0.0.1:0"
+        )
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -152,7 +164,6 @@ def bind(server: grpc.aio.Server, address: str) -> str:
             f"cannot listen on {address}: the port is taken, or the address is not this "
             "machine's; give another one, or port 0 for any free one"
         ) from error
-    host, _, _ = address.rpartition(":")
     return f"{host}:{port}"
 
 

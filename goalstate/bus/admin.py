@@ -14,7 +14,7 @@ from goalstate.bus.errors import BrokerUnreachable, BusError
 
 #: Seconds to wait for one answer.
 _TIMEOUT = 10.0
-_CONFLICT = 409
+_CONFLICT, _NOT_FOUND = 409, 404
 #: A broker is asked directly, whatever proxy the environment names.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -71,6 +71,39 @@ async def ensure_namespace(
     )
 
 
+def topics(admin_url: str, tenant: str, namespace: str) -> list[str]:
+    """The persistent topics of a namespace, none where there is no such namespace.
+
+    Nothing is made by asking, unlike by reading. Blocks. Raises BrokerUnreachable, BusError.
+    """
+    path = f"/admin/v2/persistent/{quote(tenant, safe='')}/{quote(namespace, safe='')}"
+    status, body = request(admin_url, "GET", path)
+    if status == _NOT_FOUND:
+        return []
+    if status != http.client.OK:
+        raise _refusal(admin_url, "GET", path, status, body)
+    found: list[str] = json.loads(body)
+    return found
+
+
+def delete_namespace(admin_url: str, tenant: str, namespace: str) -> None:
+    """Delete a namespace with all its topics, whoever is connected; harmless if it is not there.
+
+    Topic by topic: few brokers allow the forced deletion of a namespace. Blocks. Raises
+    BrokerUnreachable, BusError.
+    """
+    paths = [
+        f"/admin/v2/persistent/{quote(tenant, safe='')}/{quote(namespace, safe='')}/"
+        f"{quote(topic.rpartition('/')[2], safe='')}?force=true"
+        for topic in topics(admin_url, tenant, namespace)
+    ]
+    paths.append(f"/admin/v2/namespaces/{quote(tenant, safe='')}/{quote(namespace, safe='')}")
+    for path in paths:
+        status, body = request(admin_url, "DELETE", path)
+        if status >= http.client.BAD_REQUEST and status != _NOT_FOUND:
+            raise _refusal(admin_url, "DELETE", path, status, body)
+
+
 def _ensure_namespace(
     admin_url: str, tenant: str, namespace: str, retention_minutes: int, retention_mb: int
 ) -> None:
@@ -95,6 +128,10 @@ def _ensure_namespace(
 def _checked(admin_url: str, method: str, path: str, body: object = None) -> bytes:
     status, answer = request(admin_url, method, path, body)
     if status >= http.client.BAD_REQUEST and status != _CONFLICT:
-        text = answer.decode(errors="replace").strip()
-        raise BusError(f"{admin_url}: {method} {path}: {status} {text[:200]}")
+        raise _refusal(admin_url, method, path, status, answer)
     return answer
+
+
+def _refusal(admin_url: str, method: str, path: str, status: int, answer: bytes) -> BusError:
+    text = answer.decode(errors="replace").strip()
+    return BusError(f"{admin_url}: {method} {path}: {status} {text[:200]}")

@@ -115,6 +115,7 @@ def start(
             f"--bookkeeper-port={bookie_port}",
             "--advertised-address=127.0.0.1",
         ],
+        what=f"Apache Pulsar {installation.version}",
         log=logs / "broker.log",
         env={
             **os.environ,
@@ -126,11 +127,7 @@ def start(
         keep=keep,
         doomed=doomed,
     )
-    child.await_ready(
-        f"Apache Pulsar {installation.version}",
-        lambda: admin.healthy(f"http://127.0.0.1:{ports[1]}"),
-        progress,
-    )
+    child.await_ready(lambda: admin.healthy(f"http://127.0.0.1:{ports[1]}"), progress)
     return child
 
 

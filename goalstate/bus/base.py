@@ -26,6 +26,10 @@ EARLIEST = b""
 #: Reading starts with the first message sent after the reader was opened.
 LATEST = b"\xff"
 
+#: Seconds for which closing a producer or a bus waits for sends that are not answered yet: enough
+#: for a broker that is there, and no reason to stay for one that is not.
+FLUSH_BOUND = 2.0
+
 #: The largest payload, in bytes, that every adapter takes in one message.
 MAX_PAYLOAD = 4 * 1024 * 1024
 
@@ -66,7 +70,11 @@ class Producer(Protocol):
         ...
 
     async def close(self) -> None:
-        """Flush, then give the topic up."""
+        """Flush for at most FLUSH_BOUND seconds, then give the topic up.
+
+        Sends that are still unanswered then fail with BusClosed. Whoever cannot do with that
+        calls `flush` before. Closing twice is harmless.
+        """
         ...
 
 
@@ -112,5 +120,8 @@ class Bus(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close all readers and producers, then the connection."""
+        """Close all readers and producers (as `Producer.close` does), then the connection.
+
+        Ends within a few seconds, also while the broker is away. Closing twice is harmless.
+        """
         ...

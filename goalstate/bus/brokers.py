@@ -1,7 +1,7 @@
 """Finds a broker, or starts one: what `find` gives is ready to be used and knows how to stop.
 
-In this order: the URL that is given; Apache Pulsar as a local process; Apache Pulsar in Docker;
-the embedded broker. Whoever asks for one kind gets that kind or an error.
+In this order: the URL that is given, or is in the environment; Apache Pulsar as a local process;
+Apache Pulsar in Docker; the embedded broker. Whoever asks for one kind gets that kind or an error.
 
 A broker that `find` starts listens on 127.0.0.1 at free ports and ends with the process that
 started it, however that ends, unless it is asked to stay. Everything here blocks.
@@ -112,13 +112,19 @@ def find(
 ) -> Broker:
     """Find or start a broker.
 
-    `url` (or GOALSTATE_BROKER_URL) names one that runs; then nothing is started, whatever the
-    kind. `data_dir` is kept; without it the data is temporary and goes with the broker (or, if
+    `url` (or, for kind "auto", GOALSTATE_BROKER_URL) names one that runs; then nothing is
+    started. `data_dir` is kept; without it the data is temporary and goes with the broker (or, if
     the broker is to `keep` on running after us, stays). `port` is the broker's (0: a free one).
 
-    Raises BrokerNotFound with what was tried, BrokerUnreachable, BrokerFailed.
+    Raises BrokerNotFound with what was tried, BrokerUnreachable, BrokerFailed; BusError if both a
+    URL and a kind other than "auto" are asked for.
     """
-    given = url or env.get(URL_VARIABLE)
+    if url and kind != "auto":
+        raise BusError(
+            f"asked for a broker of kind {kind!r}, which would be started, and for the one at "
+            f"{url}, which runs: give one of the two"
+        )
+    given = url or (env.get(URL_VARIABLE) if kind == "auto" else None)
     if given:
         return _given(given, admin_url or env.get(ADMIN_VARIABLE, ""))
     starts: dict[str, Callable[[], Broker]] = {
@@ -260,12 +266,13 @@ def _start_docker(
     def launch() -> Child:
         child = Child(
             command,
+            what=f"{_IMAGE} in Docker",
             log=place / "broker.log",
             env={**os.environ, **env},
             keep=keep,
             doomed=place if temporary else None,
         )
-        child.await_ready(f"{_IMAGE} in Docker", lambda: admin.healthy(admin_url), progress)
+        child.await_ready(lambda: admin.healthy(admin_url), progress)
         return child
 
     broker = Broker(
@@ -306,12 +313,13 @@ def _start_embedded(data_dir: Path | None, port: int, keep: bool, progress: Prog
                 f"--port={port}",
                 f"--data-dir={place / 'topics'}",
             ],
+            what="the embedded broker",
             log=place / "broker.log",
             env={**os.environ, "PYTHONPATH": search},
             keep=keep,
             doomed=place if temporary else None,
         )
-        child.await_ready("the embedded broker", lambda: _listens(port), progress)
+        child.await_ready(lambda: _listens(port), progress)
         return child
 
     broker = Broker("embedded", "", f"embedded://127.0.0.1:{port}", "", place, _temporary=temporary)

@@ -27,6 +27,8 @@ from goalstate.bus.errors import (
 
 #: Seconds until a condition that should come about counts as never.
 BOUND = 60.0
+#: Seconds within which everything is closed while the broker is away ("a few", with a margin).
+CLOSING_BOUND = 10.0
 
 READERS, BURST, TOPICS = 100, 2000, 500
 
@@ -531,6 +533,56 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
             expect("what a new connection reads", again, log)
 
 
+async def closing_ends_while_the_broker_is_away(harness: Harness) -> None:
+    """Also with open readers and unanswered sends, and at the moment in which the broker goes.
+
+    Every send is answered in the end, whatever was closed.
+    """
+    buses = [await harness.connect() for _ in range(4)]
+    idle, busy, alone, at_once = buses
+    topic = harness.topic("away")
+    sent: list[asyncio.Future[bytes]] = []
+
+    def send(producer: Producer) -> None:
+        sent.extend(producer.send(payload) for payload in _numbers(20))
+
+    await idle.open_reader(topic, LATEST, lambda message: None)
+    producers = []
+    for bus in (busy, alone, at_once):
+        for place in (topic, harness.topic("away-too")):
+            await bus.open_reader(place, LATEST, lambda message: None)
+            producers.append(await bus.open_producer(place, batch=place != topic))
+            await producers[-1].send(b"before")
+    closing: dict[str, asyncio.Future[None]] = {}
+    dying = asyncio.ensure_future(harness.kill())
+    try:
+        for producer in producers[4:]:
+            send(producer)
+        closing["a bus as the broker goes"] = asyncio.ensure_future(at_once.close())
+        await dying
+        for producer in producers[:4]:
+            send(producer)
+        closing["an idle bus"] = asyncio.ensure_future(idle.close())
+        closing["a bus with unanswered sends"] = asyncio.ensure_future(busy.close())
+        for producer in producers[2:4]:
+            name = f"a producer with unanswered sends to {producer.topic}"
+            closing[name] = asyncio.ensure_future(producer.close())
+        await asyncio.wait(closing.values(), timeout=CLOSING_BOUND)
+        late = sorted(name for name, task in closing.items() if not task.done())
+        expect(f"what is not closed after {CLOSING_BOUND:.0f} s", late, [])
+        await asyncio.gather(*closing.values())
+        outcomes = {
+            type(one.exception()) if one.done() and one.exception() else one.done() for one in sent
+        }
+        expect("outcomes of sends", outcomes - {True, BusClosed, BrokerUnreachable}, set())
+    finally:
+        for task in closing.values():
+            task.cancel()
+        await harness.restart()
+        for bus in buses:
+            await bus.close()
+
+
 Check = Callable[[Harness], Coroutine[Any, Any, None]]
 
 CHECKS: tuple[Check, ...] = (
@@ -551,4 +603,7 @@ CHECKS: tuple[Check, ...] = (
     an_unreachable_broker_is_named_quickly,
     a_closed_bus_refuses_work,
 )
-RESTART_CHECKS: tuple[Check, ...] = (nothing_is_lost_when_the_broker_dies_and_returns,)
+RESTART_CHECKS: tuple[Check, ...] = (
+    nothing_is_lost_when_the_broker_dies_and_returns,
+    closing_ends_while_the_broker_is_away,
+)

@@ -1,4 +1,4 @@
-"""A broker as a child process: started, watched, stopped, killed. Blocks; POSIX only."""
+"""A command as a child process: started, watched, stopped, killed. Blocks; POSIX only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[str], None]
 #: Seconds between two looks at a process or its health.
 _POLL = 0.1
 _TAIL_LINES = 15
-#: Seconds that a broker may take to get ready.
+#: Seconds that a command may take to get ready.
 _READY_BOUND = 180.0
 
 
@@ -45,7 +45,7 @@ def tail(path: Path, lines: int = _TAIL_LINES) -> str:
 
 
 class Child:
-    """A running command, its output in `log`.
+    """A running command, its output in `log`. `what` it is called in errors: "the broker".
 
     Ends with this process, however that ends (see `tether`), unless it is to be kept: then it
     goes on until somebody stops it by its `pid`. `doomed` is a directory that is removed when the
@@ -56,12 +56,14 @@ class Child:
         self,
         command: Sequence[str],
         *,
+        what: str,
         log: Path,
         env: Mapping[str, str],
         keep: bool = False,
         doomed: Path | None = None,
     ) -> None:
         self.log = log
+        self._what = what
         self._keep = keep
         pid_file = log.with_suffix(".pid")
         pid_file.unlink(missing_ok=True)
@@ -75,7 +77,7 @@ class Child:
                 env=dict(env),
                 start_new_session=True,
             )
-        #: The broker's own process id.
+        #: The command's own process id.
         self.pid = self._process.pid
         if not keep:
             self.pid = self._read_pid(pid_file)
@@ -85,7 +87,7 @@ class Child:
         while not pid_file.exists():
             if self._process.poll() is not None or time.monotonic() > end:
                 self.stop()
-                raise BrokerFailed(f"the broker could not be started:\n{tail(self.log)}")
+                raise BrokerFailed(f"{self._what} could not be started:\n{tail(self.log)}")
             time.sleep(0.01)
         return int(pid_file.read_text(encoding="ascii"))
 
@@ -93,25 +95,25 @@ class Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def await_ready(self, what: str, ready: Callable[[], bool], progress: Progress) -> None:
+    def await_ready(self, ready: Callable[[], bool], progress: Progress) -> None:
         """Wait up to 180 s for `ready()`. Raises BrokerFailed with the end of the log."""
         try:
-            self._await_ready(what, ready, progress)
+            self._await_ready(ready, progress)
         except BaseException:
             self.stop()
             raise
 
-    def _await_ready(self, what: str, ready: Callable[[], bool], progress: Progress) -> None:
+    def _await_ready(self, ready: Callable[[], bool], progress: Progress) -> None:
         begin = time.monotonic()
         told = 0
         while not ready():
             waited = time.monotonic() - begin
             if not self.alive or waited > _READY_BOUND:
                 why = "ended at its start" if not self.alive else "did not get ready in time"
-                raise BrokerFailed(f"{what} {why}; the end of {self.log}:\n{tail(self.log)}")
+                raise BrokerFailed(f"{self._what} {why}; the end of {self.log}:\n{tail(self.log)}")
             if int(waited) > told:
                 told = int(waited)
-                progress(f"waiting for {what} ({told} s)")
+                progress(f"waiting for {self._what} ({told} s)")
             time.sleep(_POLL)
 
     def stop(self) -> None:
@@ -127,7 +129,7 @@ class Child:
             self._process.wait()
 
     def kill(self) -> None:
-        """End the broker as a power cut would."""
+        """End the command as a power cut would."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -136,7 +138,7 @@ class Child:
             self._process.stdin.close()
 
     def _signal(self, signum: int) -> None:
-        """To the whole session that was started: the broker and what holds it."""
+        """To the whole session that was started: the command and what holds it."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signum)

@@ -45,7 +45,7 @@ from urllib.parse import urlsplit
 
 import _pulsar  # type: ignore[import-not-found,unused-ignore]
 
-from goalstate.bus.base import EARLIEST, LATEST, MAX_PAYLOAD, Message, Sink
+from goalstate.bus.base import EARLIEST, FLUSH_BOUND, LATEST, MAX_PAYLOAD, Message, Sink
 from goalstate.bus.errors import (
     BrokerUnreachable,
     BusClosed,
@@ -172,9 +172,7 @@ class PulsarProducer:
         self._bus = bus
         self._topic = topic
         self._producer = producer
-        self._sent = 0
-        self._answered = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._unanswered: set[asyncio.Future[bytes]] = set()
         self._closed = False
 
     @property
@@ -208,47 +206,43 @@ class PulsarProducer:
                 _keep_thread_state()
             put(handler, answer, result, message_id)
 
-        self._sent += 1
+        self._unanswered.add(answer)
         self._producer.send_async(builder.build(), answered)
         return answer
 
     async def flush(self) -> None:
-        if self._answered >= self._sent:
-            return
-        done: asyncio.Future[None] = self._bus.loop.create_future()
-        self._waiting.append((self._sent, done))
-        # Only pushes an unfinished batch out; the sends' own answers tell when they are done.
-        self._producer.flush_async(lambda result: None)
-        await done
+        await self._flush(None)
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        await self.flush()
-        if not self._closed:
-            self._closed = True
+        self._closed = True
+        await self._flush(FLUSH_BOUND)
+        self.abandon()
+        if self in self._bus.producers:
             self._bus.producers.discard(self)
             await self._bus.close_handle(self._producer)
 
     def abandon(self) -> None:
-        """Fail what waits: no answer comes any more."""
+        """Fail what is unanswered: nobody waits for answers any more."""
         self._closed = True
-        while self._waiting:
-            _, done = self._waiting.popleft()
-            if not done.done():
-                done.set_exception(BusClosed(f"{self._topic}: the bus was closed"))
+        gone = BusClosed(f"{self._topic}: the producer was closed")
+        for answer in self._unanswered:
+            if not answer.done():
+                answer.set_exception(gone)
+        self._unanswered.clear()
+
+    async def _flush(self, timeout: float | None) -> None:
+        if self._unanswered:
+            # Only pushes an unfinished batch out; the sends' own answers tell when they are done.
+            self._producer.flush_async(lambda result: None)
+            await asyncio.wait(list(self._unanswered), timeout=timeout)
 
     def _on_answer(self, answer: asyncio.Future[bytes], result: Any, message_id: Any) -> None:
-        self._answered += 1
+        self._unanswered.discard(answer)
         if not answer.done():
             if result == _pulsar.Result.Ok:
                 answer.set_result(_position(message_id))
             else:
                 answer.set_exception(_error(result, f"send to {self._topic}"))
-        while self._waiting and self._waiting[0][0] <= self._answered:
-            _, done = self._waiting.popleft()
-            if not done.done():
-                done.set_result(None)
 
 
 class PulsarReader:
@@ -470,7 +464,7 @@ class PulsarBus:
             reader.detach()
         flushes = [asyncio.ensure_future(producer.close()) for producer in list(self.producers)]
         if flushes:
-            await asyncio.wait(flushes, timeout=self._settings["timeout"])
+            await asyncio.wait(flushes, timeout=FLUSH_BOUND)
             for flush in flushes:
                 flush.cancel()
             await asyncio.gather(*flushes, return_exceptions=True)
@@ -490,7 +484,7 @@ class PulsarBus:
             return
         try:
             async with self._opens:
-                await self._ask("close", handle.close_async)
+                await self._ask("close", handle.close_async, FLUSH_BOUND)
         except BusError:
             return
 
@@ -594,12 +588,18 @@ class PulsarBus:
             call(lambda answer: self.mailbox.put(arrived, answer))
             # The client has its own bound, which it stretches while it tries to reconnect.
             try:
-                return await asyncio.wait_for(opened, self._settings["timeout"] + 1.0)
+                async with asyncio.timeout(self._settings["timeout"] + 1.0):
+                    return await opened
             except TimeoutError:
                 raise BrokerUnreachable(f"{self._url}: {what}: no answer") from None
 
-    async def _ask(self, what: str, call: Callable[[Callable[..., None]], None]) -> Any:
-        """One asynchronous call of the client that answers (result[, value])."""
+    async def _ask(
+        self, what: str, call: Callable[[Callable[..., None]], None], timeout: float | None = None
+    ) -> Any:
+        """One asynchronous call of the client that answers (result[, value]).
+
+        `timeout`: seconds until it counts as unanswered, by default a little over the client's.
+        """
         answer: asyncio.Future[Any] = self.loop.create_future()
 
         def arrived(result: Any, value: Any = None) -> None:
@@ -612,7 +612,8 @@ class PulsarBus:
 
         call(lambda *outcome: self.mailbox.put(arrived, *outcome))
         try:
-            return await asyncio.wait_for(answer, self._settings["timeout"] + 1.0)
+            async with asyncio.timeout(timeout or self._settings["timeout"] + 1.0):
+                return await answer
         except TimeoutError:
             raise BrokerUnreachable(f"{self._url}: {what}: no answer") from None
 

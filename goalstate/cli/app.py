@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from goalstate.cli import commands, service_commands
 from goalstate.cli.errors import EXIT_CODES, CommandError, ExitCode
 from goalstate.cli.options import JSON
-from goalstate.cli.output import Output
+from goalstate.cli.output import SHOWN, Output
 
 # Modules of commands are imported where a command runs: `--help` must not wait for gRPC.
 # ruff: noqa: PLC0415
@@ -58,8 +58,10 @@ def _report(error: CommandError, out: Output) -> ExitCode:
         }
     )
     out.note(f"goalstate: {error.message}", style="red")
-    for item in error.detail:
-        out.note("  " + " ".join(f"{value}" for value in item.values()))
+    for item in error.detail[:SHOWN]:
+        out.note("  " + " ".join(f"{value}" for value in item.values() if value))
+    if len(error.detail) > SHOWN:
+        out.note(f"  … and {len(error.detail) - SHOWN} more (--json has all)")
     if error.next_step:
         out.note(f"  {error.next_step}")
     return error.code

@@ -1,33 +1,54 @@
 """`apply` and `delete`: intents to the publisher, and its answers.
 
 Laws: all input is read and understood before anything is sent, so a file that cannot be read
-changes nothing. Each document is one change: accepted whole or refused whole, and what comes after
-a refused one is still sent. Every violation is shown, with file, document and path.
+changes nothing. Each document is one change: accepted whole or refused whole. The first refusal
+ends it, unless asked to go on: what comes after a document often builds on it, and would flood the
+terminal. Violations are told with file, document and path, the first ones to people, all in JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from goalstate.cli import convergence
 from goalstate.cli.errors import CommandError, ExitCode, InputError, Undecided
 from goalstate.cli.intents import Document, read
 from goalstate.cli.northbound import DataPlaneManager, connect
-from goalstate.cli.output import Output
+from goalstate.cli.output import SHOWN, Output
 from goalstate.cli.plain import plain
 from goalstate.cli.rpc import MESSAGE_LIMIT
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Deletion, Intent, ObjectKind
-from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import ApplyReply, WaitRequest
+from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import (
+    ApplyReply,
+    WaitReply,
+    WaitRequest,
+)
 
 #: Bytes that a request has around its intent, at the most.
 _AROUND = 1024
 
 
-def apply(dpm: str, paths: Sequence[str], wanted: WaitRequest | None, out: Output) -> ExitCode:
+#: What to do about a reason of a refusal, by its word.
+_HINTS = {
+    "IN_USE": "what is in use can be deleted with all that refers to it: `goalstate delete KIND ID "
+    "--cascade`, or `cascade: true` beside the id in `deletes`",
+}
+
+
+def apply(
+    dpm: str,
+    paths: Sequence[str],
+    wanted: WaitRequest | None,
+    out: Output,
+    *,
+    keep_going: bool = False,
+) -> ExitCode:
     """Send what the files hold; `wanted` says how to wait for it, its target aside."""
-    return send(dpm, read(paths), wanted, out)
+    return send(dpm, read(paths), wanted, out, keep_going=keep_going)
 
 
 def delete(
@@ -45,7 +66,12 @@ def delete(
 
 
 def send(
-    dpm: str, documents: Sequence[Document], wanted: WaitRequest | None, out: Output
+    dpm: str,
+    documents: Sequence[Document],
+    wanted: WaitRequest | None,
+    out: Output,
+    *,
+    keep_going: bool = False,
 ) -> ExitCode:
     for document in documents:
         if document.intent.ByteSize() > MESSAGE_LIMIT - _AROUND:
@@ -55,63 +81,103 @@ def send(
                 "split it into several documents",
             )
     with connect(dpm) as client:
-        replies = _send(client, documents, out)
+        replies = _send(client, documents, out, keep_going)
         waited = _wait(client, replies, wanted, out) if wanted is not None else None
-    refused = [
-        (document, reply)
-        for document, reply in zip(documents, replies, strict=True)
-        if reply.violations
-    ]
-    accepted = [reply for reply in replies if not reply.violations]
-    newest = max((reply.change for reply in accepted), default=0)
-    changed = sum(reply.changed_objects for reply in accepted)
-    out.result(
-        {
-            "accepted": len(accepted),
-            "refused": len(refused),
-            "change": newest,
-            "changed_objects": changed,
-            "streams": _heads(accepted),
+    answered = _Answered(documents, replies, waited)
+    out.result(answered.as_json())
+    answered.describe(out)
+    if answered.refused:
+        return ExitCode.REFUSED
+    return convergence.exit_code(waited) if waited is not None else ExitCode.OK
+
+
+class _Answered:
+    """What came of the documents; those after the last answer were not sent."""
+
+    def __init__(
+        self, documents: Sequence[Document], replies: Sequence[ApplyReply], waited: WaitReply | None
+    ) -> None:
+        self.refused = [(d, r) for d, r in zip(documents, replies, strict=False) if r.violations]
+        self._accepted = [reply for reply in replies if not reply.violations]
+        self._not_sent = len(documents) - len(replies)
+        self._waited = waited
+        self._newest = max((reply.change for reply in self._accepted), default=0)
+        self._changed = sum(reply.changed_objects for reply in self._accepted)
+        self._heads = _heads(self._accepted)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "accepted": len(self._accepted),
+            "refused": len(self.refused),
+            "not_sent": self._not_sent,
+            "change": self._newest,
+            "changed_objects": self._changed,
+            "streams": self._heads,
             "refusals": [
                 {
                     "source": document.source,
                     "document": document.number,
                     "violations": [plain(violation) for violation in reply.violations],
                 }
-                for document, reply in refused
+                for document, reply in self.refused
             ],
-            "wait": plain(waited) if waited is not None else None,
+            "wait": plain(self._waited) if self._waited is not None else None,
         }
-    )
-    for document, reply in refused:
-        out.text(f"refused: {document.name}, {len(reply.violations)} violations", style="red")
-        out.table(
-            ("path", "reason", "message"),
-            ((v.path, v.reason, v.message) for v in reply.violations),
-        )
-    if accepted:
-        streams = len(_heads(accepted))
-        out.text(
-            f"accepted: {len(accepted)} intents up to change {newest}, {changed} objects changed, "
-            f"published on {streams} streams"
-            if changed
-            else f"accepted: {len(accepted)} intents, nothing differs from what was there"
-        )
-    if waited is not None:
-        convergence.describe(waited, out)
-    if refused:
-        return ExitCode.REFUSED
-    return convergence.exit_code(waited) if waited is not None else ExitCode.OK
+
+    def describe(self, out: Output) -> None:
+        for document, reply in self.refused:
+            count = len(reply.violations)
+            out.text(f"refused: {document.name}, {count} violations", style="red")
+            out.table(
+                ("path", "reason", "message"),
+                ((v.path, v.reason, v.message) for v in reply.violations[:SHOWN]),
+            )
+            if count > SHOWN:
+                out.text(f"… and {count - SHOWN} more (--json has all)")
+        reasons = {v.reason for _, reply in self.refused for v in reply.violations}
+        for reason in sorted(reasons & _HINTS.keys()):
+            out.text(_HINTS[reason])
+        if self._not_sent:
+            out.text(
+                f"{self._not_sent} documents after the refused one were not sent "
+                "(--keep-going sends them)"
+            )
+        if self._accepted and self._changed:
+            out.text(
+                f"accepted: {len(self._accepted)} intents up to change {self._newest}, "
+                f"{self._changed} objects changed, published on {len(self._heads)} streams"
+            )
+        elif self._accepted:
+            out.text(
+                f"accepted: {len(self._accepted)} intents, nothing differs from what was there"
+            )
+        if self._waited is not None:
+            convergence.describe(self._waited, out)
 
 
-def _send(client: DataPlaneManager, documents: Sequence[Document], out: Output) -> list[ApplyReply]:
+def _send(
+    client: DataPlaneManager, documents: Sequence[Document], out: Output, keep_going: bool
+) -> list[ApplyReply]:
+    """The answers so far as there are any; the last one may be a refusal that ended it."""
     replies: list[ApplyReply] = []
+    #: After each answer: is another document to be sent?
+    further: SimpleQueue[bool] = SimpleQueue()
+
+    def intents() -> Iterator[intent_pb2.Intent]:
+        for document in documents:
+            yield document.intent
+            # Called from a thread of gRPC. Without looking at answers, sending need not wait.
+            if not keep_going and not further.get():
+                return
+
     try:
         with out.progress("intents answered", len(documents)) as bar:
-            for reply in client.apply(document.intent for document in documents):
+            for reply in client.apply(intents()):
                 replies.append(reply)
+                further.put(not reply.violations)
                 bar.advance()
-        if len(replies) != len(documents):
+        refused = not keep_going and bool(replies) and bool(replies[-1].violations)
+        if len(replies) != len(documents) and not refused:
             raise Undecided("the DPM ended the stream early", "apply the rest again")
     except CommandError as error:
         if len(documents) > 1:
@@ -123,6 +189,8 @@ def _send(client: DataPlaneManager, documents: Sequence[Document], out: Output) 
                 else ""
             )
         raise
+    finally:
+        further.put(False)
     return replies
 
 

@@ -38,14 +38,20 @@ def apply(
     wait: Wait = False,
     timeout: Timeout = 60.0,
     quorum: Quorum = 1.0,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Send what comes after a refused document, too.")
+    ] = False,
     dpm: Dpm = DPM,
     json: Json = False,
 ) -> None:
-    """Send intents; each document is one change, accepted or refused whole."""
+    """Send intents; each document is one change, accepted or refused whole.
+
+    The first refused document ends it: what comes after it often builds on it.
+    """
     from goalstate.cli import changes
 
     wanted = _wanted(timeout, quorum) if wait else None
-    end(changes.apply(dpm, files, wanted, Output(json)))
+    end(changes.apply(dpm, files, wanted, Output(json), keep_going=keep_going))
 
 
 def delete(
@@ -234,6 +240,14 @@ def decode(
     topic: Annotated[str, typer.Option(help="Read this topic instead.")] = "",
     stream: Annotated[str, typer.Option(help="Read this stream: vpc/ID, sg/ID, inbox/ID.")] = "",
     broker: BrokerUrl = None,
+    admin_url: Annotated[
+        str,
+        typer.Option(
+            envvar="GOALSTATE_BROKER_ADMIN_URL",
+            help="Pulsar's admin REST API, asked first: to read a topic that is not there makes "
+            "it.",
+        ),
+    ] = "",
     region: Annotated[str, typer.Option(help="Region of the stream.")] = "default",
     limit: Annotated[int, typer.Option(min=0, help="At most so many messages; 0: all.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,
@@ -245,7 +259,7 @@ def decode(
 
     end(
         messages.decode_command(
-            files or [], topic, stream, broker, region, limit, follow, text, Output(json)
+            files or [], topic, stream, broker, admin_url, region, limit, follow, text, Output(json)
         )
     )
 

@@ -25,8 +25,12 @@ def request(
     stragglers: int = 20,
 ) -> WaitRequest:
     """What is waited for. Raises InputError unless exactly one target is given."""
-    if [bool(vpc), bool(change), everything].count(True) != 1:
-        raise InputError("nothing to wait for", "give exactly one of --vpc, --change and --all")
+    targets = [bool(vpc), bool(change), everything].count(True)
+    if targets != 1:
+        raise InputError(
+            "several things to wait for" if targets else "nothing to wait for",
+            "give exactly one of --vpc, --change and --all",
+        )
     if not 0 < quorum <= 1:
         raise InputError(f"a quorum of {quorum:g} is none", "give a share over 0 and up to 1")
     if timeout_s < 0:

@@ -2,25 +2,25 @@
 
 Broker, publisher and a fleet of hosts run as processes of their own. What the hosts hold at the end
 is compared with what the oracle computes from the intent that was sent, by code that shares nothing
-with the publisher's derivation. No process outlives the command, however it ends.
+with the publisher's derivation. No process outlives the command, however it ends; on a broker that
+was there before, the region's topics are deleted at the end where that can be done, else named.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from goalstate.bus import brokers
-from goalstate.bus.errors import BrokerFailed
+from goalstate.bus import admin, brokers
+from goalstate.bus.errors import BrokerFailed, BusError
 from goalstate.bus.process import Child
 from goalstate.cli import comparison, northbound
 from goalstate.cli.convergence import describe, document, request, waited
@@ -35,6 +35,8 @@ from goalstate.scale.generate import Region
 
 #: Seconds within which a step must converge.
 STEP_S = 120.0
+#: Of every region's topics.
+TENANT = "goalstate"
 _KINDS = ("auto", "apache", "docker", "embedded")
 
 
@@ -94,6 +96,16 @@ class _Demo:
         out.text(f"broker: {broker.describe()}")
         # A region of its own: a broker that was there before may hold others.
         region_name = f"demo-{os.getpid()}-{int(time.time())}"
+        self.results["region"] = region_name
+        if broker.kind == "url":
+            if broker.url.startswith("pulsar") and not broker.admin_url:
+                raise InputError(
+                    f"the demo needs a region of its own at {broker.url}, and has no admin REST "
+                    "API to make it with",
+                    f"give its URL in {brokers.ADMIN_VARIABLE}",
+                )
+            # Before the processes are started: so that it comes after they were stopped.
+            self._stack.callback(_clean_up, broker, region_name, out)
         common = ["--broker", broker.url, "--region", region_name, "--metrics-port", "0"]
         with self._step("DPM and fleet"):
             serve = ["dpm", "serve", *common, "--listen", "127.0.0.1:0"]
@@ -119,12 +131,13 @@ class _Demo:
         ready = self._directory / f"{name}.ready"
         child = Child(
             [sys.executable, "-m", "goalstate.cli", *arguments, "--ready-file", str(ready)],
+            what=f"the {name}",
             log=self._directory / f"{name}.log",
             env=os.environ,
         )
         self._stack.callback(child.stop)
         try:
-            child.await_ready(f"the {name}", ready.exists, self._out.note)
+            child.await_ready(ready.exists, self._out.note)
         except BrokerFailed as error:
             raise CommandError(str(error), "") from error
         facts: dict[str, Any] = json.loads(ready.read_text(encoding="utf-8"))
@@ -143,10 +156,14 @@ class _Demo:
         """Three changes, of which each matters to other hosts."""
         port, target = self._mover()
         vpc = port.vpc_id
-        self._run(
-            f"VM moved: {port.id} from {port.host_id} to {target}",
-            [generate.move_port(port, target)],
-        )
+        if target:
+            self._run(
+                f"VM moved: {port.id} from {port.host_id} to {target}",
+                [generate.move_port(port, target)],
+            )
+        else:
+            self._out.text()
+            self._out.text("no VM moved: there is one host only", style="bold")
         group = self._group_with_rules()
         rule = group.rules[0].id
         self._run(
@@ -155,10 +172,10 @@ class _Demo:
         self._run(f"VPC deleted: {vpc}, with all in it", [generate.delete_vpc(vpc)])
 
     def _mover(self) -> tuple[Port, str]:
-        """A port of the first VPC, and a host that it is not on."""
+        """A port of the first VPC, and a host that it is not on, "" if there is none."""
         port = self._region.port(1, 0)
         others = (self._region.host(index).id for index in range(self._region.hosts))
-        return port, next((host for host in others if host != port.host_id), port.host_id)
+        return port, next((host for host in others if host != port.host_id), "")
 
     def _group_with_rules(self) -> SecurityGroup:
         first, *_ = self._region.vpc_intents(min(2, len(self._region.vpcs)))
@@ -235,12 +252,19 @@ def _timing(reply: WaitReply, total_s: float, everything: bool) -> str:
     )
 
 
+def _clean_up(broker: brokers.Broker, region: str, out: Output) -> None:
+    """Delete the region's topics from a broker that stays."""
+    why = "it has no admin REST API to delete them with"
+    if broker.admin_url:
+        try:
+            admin.delete_namespace(broker.admin_url, TENANT, region)
+        except BusError as error:
+            why = str(error)
+        else:
+            return
+    out.note(f"the topics of {TENANT}/{region} stay at {broker.url}: {why}")
+
+
 def _until_interrupted() -> None:
-    stop = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        stop.wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()

@@ -12,6 +12,7 @@ where GOALSTATE_DEBUG=1 is set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -29,14 +30,17 @@ class ExitCode(IntEnum):
     UNREACHABLE = 4
     #: A defect of this program.
     INTERNAL = 70
-    #: Ctrl-C.
+    #: Ctrl-C; for what cleans up alike at SIGTERM, also that.
     INTERRUPTED = 130
 
 
 #: Shown at the end of `goalstate --help`.
 EXIT_CODES = """Exit codes: 0 done, or as wanted; 1 refused, or differences found, or not \
 delivered; 2 wrong usage or input; 3 not converged in time, or unknown; 4 nobody answers at an \
-address, or a port is busy; 70 a defect (GOALSTATE_DEBUG=1 shows the traceback); 130 interrupted."""
+address, or a port is busy; 70 a defect (GOALSTATE_DEBUG=1 shows the traceback); 130 interrupted, \
+by Ctrl-C or SIGTERM."""
+#: What the bus says where nobody answers: the URL, and why.
+_NOBODY = re.compile(r"nobody answers at (\S+) \((.*?)\)(?:;.*)?", re.DOTALL)
 
 
 class CommandError(Exception):
@@ -78,3 +82,13 @@ class Unreachable(CommandError):
     """Nobody answers at an address, or an address cannot be had."""
 
     code = ExitCode.UNREACHABLE
+
+
+def no_broker(url: str, error: Exception) -> Unreachable:
+    """What to tell of a BrokerUnreachable: where, why, and how to get a broker."""
+    told = _NOBODY.fullmatch(str(error))
+    where, why = told.groups() if told else (url, str(error))
+    return Unreachable(
+        f"no broker answers at {where}: {why}",
+        "start one with `goalstate broker start`, or give --broker (GOALSTATE_BROKER_URL)",
+    )

@@ -69,8 +69,19 @@ def _read(path: str) -> list[Document]:
     try:
         messages = intent_codec.load_messages(text, source)
     except IntentSyntaxError as error:
-        raise InputError(str(error), _SHAPE) from None
+        raise _no_intent(error) from None
     return [Document(source, number, message) for number, message in enumerate(messages, 1)]
+
+
+def _no_intent(error: IntentSyntaxError) -> InputError:
+    if not error.others:
+        return InputError(str(error), _SHAPE)
+    found = [error, *error.others]
+    detail = [
+        {"at": f"{one.source}:{one.line}:", "path": one.path, "message": one.reason}
+        for one in found
+    ]
+    return InputError(f"{error.source}: there are {len(found)} errors", _SHAPE, detail=detail)
 
 
 def _serialized(content: bytes, source: str) -> intent_pb2.Intent:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError, Message
 
+from goalstate.bus import admin
 from goalstate.bus.base import EARLIEST, Bus
 from goalstate.bus.base import Message as BusMessage
 from goalstate.bus.connect import connect
 from goalstate.bus.errors import BrokerUnreachable, BusError
-from goalstate.cli.errors import ExitCode, InputError, Unreachable
+from goalstate.cli.errors import ExitCode, InputError, no_broker
 from goalstate.cli.files import read_bytes
 from goalstate.cli.output import Output
 from goalstate.cli.plain import brief
@@ -33,6 +34,10 @@ from goalstate.gs.versions import FORMAT_V1, decode
 
 #: The largest message taken from a file, in bytes: protobuf's own limit.
 _LIMIT = 2**31 - 1
+_KNOWN = (
+    "`goalstate status` shows the streams that there are, with their topics; "
+    "--region says which region a --stream is of"
+)
 #: Fields that the other columns tell.
 _TOLD = frozenset({"id", "revision_number", "update_type"})
 #: Fields that say nothing: a neighbor's type is derived by who reads it, and a rule's operation and
@@ -57,6 +62,7 @@ def decode_command(
     topic: str,
     stream: str,
     broker: str | None,
+    admin_url: str,
     region: str,
     limit: int,
     follow: bool,
@@ -76,6 +82,7 @@ def decode_command(
         )
     topics = Topics(f"persistent://goalstate/{region}")
     name = topic_of_stream(topics, stream) if stream else topic
+    _check_is_there(admin_url, name)
     return asyncio.run(_decode_topic(broker, topics, name, out, as_text, limit, follow))
 
 
@@ -94,6 +101,25 @@ def topic_of_stream(topics: Topics, stream: str) -> str:
         raise InputError(str(error), "write it as vpc/ID, sg/ID or inbox/GROUP") from None
 
 
+def _check_is_there(admin_url: str, topic: str) -> None:
+    """Raises InputError where the broker, asked by its admin API, does not have the topic.
+
+    Without that API nobody can tell: to read a topic that Pulsar does not have makes it.
+    """
+    parts = topic.removeprefix("persistent://").split("/")
+    if not admin_url or len(parts) != 3:
+        return
+    try:
+        known = admin.topics(admin_url, parts[0], parts[1])
+    except BusError as error:
+        raise InputError(
+            f"whether there is a topic {topic} cannot be found out: {error}",
+            "correct --admin-url (GOALSTATE_BROKER_ADMIN_URL), or go without",
+        ) from error
+    if topic not in known:
+        raise InputError(f"there is no topic {topic}", _KNOWN)
+
+
 async def _decode_topic(
     broker: str, topics: Topics, topic: str, out: Output, as_text: bool, limit: int, follow: bool
 ) -> ExitCode:
@@ -102,10 +128,7 @@ async def _decode_topic(
     try:
         bus = await connect(broker)
     except BrokerUnreachable as error:
-        raise Unreachable(
-            f"no broker answers at {broker}: {error}",
-            "start one with `goalstate broker start`, or give --broker (GOALSTATE_BROKER_URL)",
-        ) from error
+        raise no_broker(broker, error) from error
     except BusError as error:
         raise InputError(str(error), "give --broker pulsar://HOST:PORT") from error
     try:
@@ -114,13 +137,11 @@ async def _decode_topic(
             if limit and shown.count >= limit:
                 break
     except BusError as error:
-        raise InputError(
-            f"{topic} cannot be read: {error}", "`goalstate status` shows the topics"
-        ) from error
+        raise InputError(f"{topic} cannot be read: {error}", _KNOWN) from error
     finally:
         await bus.close()
     if not shown.count:
-        out.note(f"{topic} holds no messages")
+        raise InputError(f"{topic} holds no messages", _KNOWN)
     return shown.exit_code
 
 

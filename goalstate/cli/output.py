@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UNBOUNDED = 4096
+#: Of a list of what is wrong, people are shown so many; JSON has all.
+SHOWN = 20
 
 
 def _console(*, stderr: bool) -> Console:

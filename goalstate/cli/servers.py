@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from goalstate.bus.errors import BrokerFailed, BrokerNotFound, BrokerUnreachable, BusError
-from goalstate.cli.errors import CommandError, ExitCode, InputError, Unreachable
+from goalstate.cli.errors import CommandError, ExitCode, InputError, Unreachable, no_broker
 from goalstate.cli.output import Output
-from goalstate.process import StartError, write_ready_file
+from goalstate.process import AddressError, StartError, write_ready_file
 
 # Rooms are imported by the command that runs them: they are large.
 # ruff: noqa: PLC0415
@@ -29,7 +29,7 @@ _LOOK_S = 0.5
 def demo(broker: str, hosts: int, vpcs: str, seed: int, keep: bool, out: Output) -> ExitCode:
     from goalstate.cli.demo import demo as run
 
-    with _explained(broker):
+    with _ended_alike(), _explained(broker):
         return run(broker=broker, hosts=hosts, vpcs=vpcs, seed=seed, keep=keep, out=out)
 
 
@@ -49,10 +49,10 @@ def broker(
             f"there is no kind of broker {kind!r}",
             f"use one of {', '.join(get_args(brokers.Kind))}",
         )
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     serving = False
     try:
         with (
+            _ended_alike(),
             _explained(url or kind),
             brokers.find(
                 kind,  # type: ignore[arg-type]
@@ -88,9 +88,17 @@ def broker(
     except KeyboardInterrupt:
         out.note("stopped" if serving else "interrupted")
         return ExitCode.OK if serving else ExitCode.INTERRUPTED
+    return ExitCode.OK
+
+
+@contextmanager
+def _ended_alike() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what it started is stopped first."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
-    return ExitCode.OK
 
 
 def _await_end(pids: Sequence[int]) -> None:
@@ -159,10 +167,9 @@ def _explained(broker: str) -> Iterator[None]:
     try:
         yield
     except BrokerUnreachable as error:
-        raise Unreachable(
-            f"no broker answers at {broker}: {error}",
-            "start one with `goalstate broker start`, or give --broker (GOALSTATE_BROKER_URL)",
-        ) from error
+        raise no_broker(broker, error) from error
+    except AddressError as error:
+        raise InputError(str(error), "") from error
     except (BrokerNotFound, BrokerFailed, StartError) as error:
         raise Unreachable(str(error), "") from error
     except BusError as error:

@@ -42,7 +42,7 @@ def broker_start(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(envvar="GOALSTATE_BROKER_URL", help="Use the broker that runs there."),
+        typer.Option(help="Use the broker that runs there; auto: GOALSTATE_BROKER_URL as well."),
     ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port for clients; 0: any free one.")

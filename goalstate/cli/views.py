@@ -25,9 +25,11 @@ def status(dpm: str, vpc: str, hosts: bool, out: Output) -> ExitCode:
     with connect(dpm) as client:
         reply = client.status(vpc, hosts=hosts)
     out.result(plain(reply))
+    state = "" if reply.serving else f"not serving: {reply.problem or 'no reason given'}; "
     out.text(
-        f"DPM {reply.writer or '(unnamed)'} at {dpm}, up {reply.uptime_s:.0f} s, "
-        f"epoch {reply.epoch}, change {reply.change}"
+        f"DPM at {dpm}: {state}writer {reply.writer or '(unnamed)'}, up {reply.uptime_s:.0f} s, "
+        f"epoch {reply.epoch}, change {reply.change}",
+        style="" if reply.serving else "red",
     )
     out.text(f"broker {reply.broker}")
     objects = ", ".join(f"{count} {kind}" for kind, count in sorted(reply.objects.items()))
@@ -60,6 +62,10 @@ def _streams(streams: Any, out: Output) -> None:
             )
             for stream in streams
         ),
+    )
+    out.text(
+        "head: newest epoch/sequence published; followers: hosts that follow the stream; "
+        "current: followers that have applied it up to its head"
     )
 
 
@@ -218,12 +224,17 @@ def show_port(dpm: str, id_: str, out: Output) -> ExitCode:
     if not port.host_id:
         out.text("not bound to a host: nobody needs it")
         return ExitCode.OK
-    told = {True: "applied there", False: "NOT applied there", None: "not known whether applied"}
-    out.text(f"on host {host.id} ({host.ip_address}): {told[applied]}")
-    out.text(
-        f"as a neighbor: on {len(known)} hosts, at another place on {len(stale)}, "
-        f"lacking on {len(lacking)}; {len(counting)} hosts count only, {len(unknown)} unknown"
+    there = {True: "applied there", False: "NOT applied there", None: "not known whether applied"}
+    out.text(f"on host {host.id} ({host.ip_address}): {there[applied]}")
+    counts = (
+        (known, "on {} hosts"),
+        (stale, "at another place on {}"),
+        (lacking, "lacking on {}"),
+        (counting, "{} hosts count only"),
+        (unknown, "{} unknown"),
     )
+    told = [words.format(len(hosts)) for hosts, words in counts if hosts]
+    out.text(f"as a neighbor: {', '.join(told) or 'no hosts in this VPC'}")
     for name, hosts in (("at another place", stale), ("lacking", lacking)):
         if hosts:
             out.text(f"  {name}: {', '.join(sorted(hosts)[:20])}")

@@ -101,14 +101,32 @@ class IntentError(GoalStateError):
 
 
 class IntentSyntaxError(IntentError):
-    """A text is no intent. `line` counts from 1; `path` is the field, empty for the document."""
+    """A text is no intent. `line` counts from 1; `path` is the field, empty for the document.
 
-    def __init__(self, source: str, line: int, path: str, reason: str) -> None:
+    `others` are the further errors of the text, by line; the message has a line for each of the
+    first 20 in all.
+    """
+
+    _NAMED = 20
+
+    def __init__(
+        self,
+        source: str,
+        line: int,
+        path: str,
+        reason: str,
+        others: Sequence[IntentSyntaxError] = (),
+    ) -> None:
         self.source = source
         self.line = line
         self.path = path
         self.reason = reason
-        super().__init__(f"{source}:{line}: " + (f"{path}: " if path else "") + reason)
+        self.others = tuple(others)
+        told = [f"{source}:{line}: " + (f"{path}: " if path else "") + reason]
+        told += map(str, self.others[: self._NAMED - 1])
+        if len(self.others) >= self._NAMED:
+            told.append(f"… and {len(self.others) - self._NAMED + 1} more errors")
+        super().__init__("\n".join(told))
 
 
 class Violation(NamedTuple):

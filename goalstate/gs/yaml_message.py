@@ -5,7 +5,7 @@ decides what a scalar is, not YAML: an unquoted 02:00:00:00:00:01 in a field for
 although YAML 1.1 reads a number there. Laws:
 
 1.  Nothing is ignored: an unknown key, a key given twice, or a value of another type is an error
-    with its line and path. All of these that a text has are told at once.
+    with its line and path. All of a text's are told at once; what is no YAML ends the search.
 2.  What `dump` writes, `parse` reads back as an equal message.
 3.  An empty value (`ports:` with nothing after it, or null) is a field that is not given.
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import yaml
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -28,8 +28,6 @@ M = TypeVar("M", bound=Message)
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-#: Errors that a message names; there may be one in each of a million lines.
-_NAMED = 20
 #: Levels of nesting; no message here comes near.
 _MAX_DEPTH = 32
 
@@ -48,22 +46,6 @@ _INTEGERS = {
     FieldDescriptor.TYPE_INT32: (-(1 << 31), (1 << 31) - 1),
     FieldDescriptor.TYPE_INT64: (-(1 << 63), (1 << 63) - 1),
 }
-
-
-class _ShapeError(Exception):
-    """A node is not what the schema wants there."""
-
-    def __init__(self, node: Any, path: str, reason: str) -> None:
-        super().__init__(reason)
-        self.found = _Found(node.start_mark.line + 1, path, reason)
-
-
-class _Found(NamedTuple):
-    """An error of shape; lines count from 1."""
-
-    line: int
-    path: str
-    reason: str
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
@@ -88,11 +70,10 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
 def parse(text: str, source: str, type_: type[M]) -> list[M]:
     """The messages in a text, one for each YAML document that is not empty.
 
-    `source` names the text in errors. Raises IntentSyntaxError: with every error of shape, or with
-    the place at which the text ends to be YAML, after the errors of shape before it.
+    `source` names the text in errors. Raises IntentSyntaxError, with all errors that were found.
     """
     messages = []
-    found: list[_Found] = []
+    errors: list[IntentSyntaxError] = []
     loader = None
     try:
         loader = _Loader(_joined(text) if text.lstrip()[:1] in ("{", "[") else text)
@@ -101,37 +82,27 @@ def parse(text: str, source: str, type_: type[M]) -> list[M]:
             if _is_null(node):
                 continue
             message = type_()
-            _Reader(loader, found).document(message, node)
+            errors += _Reader(source, loader).document(message, node)
             messages.append(message)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        found.append(_Found(line, "", f"this is no YAML: {problem}"))
+        errors.append(IntentSyntaxError(source, line, "", f"this is no YAML: {problem}"))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        found.append(_Found(line, "", f"the character {error.character!r} is not allowed in YAML"))
+        reason = f"the character {error.character!r} is not allowed in YAML"
+        errors.append(IntentSyntaxError(source, line, "", reason))
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
-        found.append(_Found(line, "", "this is no Unicode text"))
+        errors.append(IntentSyntaxError(source, line, "", "this is no Unicode text"))
     finally:
         if loader is not None:
             loader.dispose()
-    if found:
-        raise _told(source, found)
+    if errors:
+        first, *others = errors
+        raise IntentSyntaxError(source, first.line, first.path, first.reason, others)
     return messages
-
-
-def _told(source: str, found: list[_Found]) -> IntentSyntaxError:
-    """One error for all; its line and path are those of the first."""
-    first, *others = found
-    more = [
-        f"\n{source}:{line}: " + (f"{path}: " if path else "") + reason
-        for line, path, reason in others[: _NAMED - 1]
-    ]
-    if len(found) > _NAMED:
-        more.append(f"\n… and {len(found) - _NAMED} more")
-    return IntentSyntaxError(source, first.line, first.path, first.reason + "".join(more))
 
 
 def dump(message: Message) -> str:
@@ -203,8 +174,22 @@ class _Reader:
         self._loader = loader
         #: Fields by type of message; building this from the descriptor each time is slow.
         self._fields: dict[str, dict[str, FieldDescriptor]] = {}
+        self._errors: list[IntentSyntaxError] = []
 
-    def message(self, message: Any, node: Any, path: str) -> None:
+    def document(self, message: Any, node: Any) -> list[IntentSyntaxError]:
+        """Fill the message; gives what is wrong with the document, by line."""
+        self._try(self._message, message, node, "")
+        return sorted(self._errors, key=lambda error: error.line)
+
+    def _try(self, read: Callable[..., None], *arguments: Any) -> None:
+        """An error ends this reading, and only this one."""
+        try:
+            read(*arguments)
+        except IntentSyntaxError as error:
+            # Its traceback would keep the nodes of a large text.
+            self._errors.append(error.with_traceback(None))
+
+    def _message(self, message: Any, node: Any, path: str) -> None:
         descriptor: Descriptor = message.DESCRIPTOR
         fields = self._fields.get(descriptor.full_name)
         if fields is None:
@@ -218,9 +203,10 @@ class _Reader:
             if field is None:
                 near = difflib.get_close_matches(str(key.value), fields, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}"
-                raise self._error(key, inner, f"{descriptor.name} has no such field ({hint})")
-            if not _is_null(value_node):
-                self._field(message, field, value_node, inner)
+                reason = f"{descriptor.name} has no such field ({hint})"
+                self._errors.append(self._error(key, inner, reason))
+            elif not _is_null(value_node):
+                self._try(self._field, message, field, value_node, inner)
 
     def _field(self, message: Any, field: FieldDescriptor, node: Any, path: str) -> None:
         if _is_map(field):
@@ -228,7 +214,8 @@ class _Reader:
             entry: Any = field.message_type
             value_field = entry.fields_by_name["value"]
             for key, value_node in self._items(node, path, "mapping"):
-                entries[key.value] = self._scalar(value_field, value_node, f"{path}.{key.value}")
+                inner = f"{path}.{key.value}"
+                self._try(self._entry, entries, key.value, value_field, value_node, inner)
         elif field.is_repeated:
             if not isinstance(node, yaml.SequenceNode):
                 raise self._error(node, path, f"{_found(node)} is no list")
@@ -236,13 +223,19 @@ class _Reader:
             for index, item in enumerate(node.value):
                 inner = f"{path}[{index}]"
                 if field.message_type is not None:
-                    self.message(items.add(), item, inner)
+                    self._try(self._message, items.add(), item, inner)
                 else:
-                    items.append(self._scalar(field, item, inner))
+                    self._try(self._item, items, field, item, inner)
         elif field.message_type is not None:
-            self.message(getattr(message, field.name), node, path)
+            self._message(getattr(message, field.name), node, path)
         else:
             setattr(message, field.name, self._scalar(field, node, path))
+
+    def _entry(self, entries: Any, key: str, field: FieldDescriptor, node: Any, path: str) -> None:
+        entries[key] = self._scalar(field, node, path)
+
+    def _item(self, items: Any, field: FieldDescriptor, node: Any, path: str) -> None:
+        items.append(self._scalar(field, node, path))
 
     def _items(self, node: Any, path: str, what: str) -> Iterator[tuple[Any, Any]]:
         """Keys and values, those of merged mappings (`<<`) included."""
@@ -252,13 +245,16 @@ class _Reader:
         merges = False
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise self._error(key, path, f"{_found(key)} cannot be a key")
-            if key.tag == _MERGE:
+                self._errors.append(self._error(key, path, f"{_found(key)} cannot be a key"))
+            elif key.tag == _MERGE:
                 merges = True
             elif key.value in own:
-                raise self._error(key, path, f"the key {key.value!r} is given twice")
+                reason = f"the key {key.value!r} is given twice"
+                self._errors.append(self._error(key, path, reason))
             else:
                 own.add(key.value)
+        # What cannot be a key could not be looked up below.
+        node.value = [item for item in node.value if isinstance(item[0], yaml.ScalarNode)]
         if not merges:
             return iter(node.value)
         # Flattening puts merged keys first; later ones win, as they do in YAML.

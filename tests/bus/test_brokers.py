@@ -17,7 +17,7 @@ import pytest
 from goalstate.bus import apache, brokers
 from goalstate.bus.connect import connect
 from goalstate.bus.errors import BrokerFailed, BrokerNotFound, BrokerUnreachable, BusError
-from goalstate.bus.process import free_ports
+from goalstate.bus.process import Child, free_ports
 
 JAVA_21 = "echo 'openjdk version \"21.0.8\" 2025-07-15' >&2"
 JAVA_11 = "echo 'openjdk version \"11.0.2\" 2019-01-15' >&2"
@@ -75,11 +75,11 @@ def quiet(_: str) -> None:
 # -- a given URL -----------------------------------------------------------------------------
 
 
-def test_a_given_url_wins_over_everything(
+def test_a_given_url_is_used_and_nothing_is_started(
     env: dict[str, str], embedded_broker: brokers.Broker
 ) -> None:
     for found in (
-        brokers.find("apache", url=embedded_broker.url, env=env),
+        brokers.find("auto", url=embedded_broker.url, env=env),
         brokers.find("auto", env={**env, brokers.URL_VARIABLE: embedded_broker.url}),
     ):
         assert (found.kind, found.url, found.pids) == ("url", embedded_broker.url, ())
@@ -88,6 +88,30 @@ def test_a_given_url_wins_over_everything(
         with pytest.raises(BusError, match="not started here"):
             found.kill()
     brokers.find(url=embedded_broker.url, env=env)
+
+
+def test_who_asks_for_a_kind_gets_that_kind_whatever_the_environment_says(
+    env: dict[str, str], embedded_broker: brokers.Broker
+) -> None:
+    env[brokers.URL_VARIABLE] = embedded_broker.url
+    with brokers.find("embedded", env=env) as broker:
+        assert broker.kind == "embedded"
+        assert broker.url != embedded_broker.url
+    with pytest.raises(BrokerNotFound, match="no docker command"):
+        brokers.find("docker", env=env)
+
+
+def test_a_url_and_a_kind_together_are_refused(env: dict[str, str]) -> None:
+    with pytest.raises(BusError, match=r"'apache'.*pulsar://127\.0\.0\.1:1.*one of the two"):
+        brokers.find("apache", url="pulsar://127.0.0.1:1", env=env)
+
+
+def test_a_command_that_ends_at_its_start_is_called_by_its_name(tmp_path: Path) -> None:
+    for command, told in ((["/does/not/exist"], "could not be"), (["/bin/false"], "ended at its")):
+        with pytest.raises(BrokerFailed, match=f"^the fleet {told}"):
+            Child(
+                command, what="the fleet", log=tmp_path / "fleet.log", env=os.environ
+            ).await_ready(lambda: False, quiet)
 
 
 def test_a_given_url_where_nobody_answers_is_an_error_that_says_what_to_do(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ from goalstate.bus.conformance import until
 from goalstate.bus.embedded import EmbeddedBus, wire
 from goalstate.bus.embedded.server import Server
 from goalstate.bus.embedded.store import Store
-from goalstate.bus.errors import BrokerUnreachable
+from goalstate.bus.errors import BrokerUnreachable, BusClosed, PositionGone
 
 
 def filled(directory: Path) -> dict[str, list[bytes]]:
@@ -149,6 +152,178 @@ def test_a_send_that_is_never_answered_fails_in_time(tmp_path: Path) -> None:
         await server.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_closing_ends_when_the_connection_breaks_so_many_turns_of_the_loop_before(
+    tmp_path: Path, turns: int
+) -> None:
+    async def scenario() -> None:
+        server = Server(Store(tmp_path))
+        bus = await EmbeddedBus.connect(f"embedded://127.0.0.1:{await server.start(0)}")
+        await bus.last("t")
+        bus._drop_link()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        done, _ = await asyncio.wait({asyncio.ensure_future(bus.close())}, timeout=10)
+        assert done
+        await server.close()
+
+    asyncio.run(scenario())
+
+
+def test_calls_that_wait_for_a_broker_end_with_the_bus(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(Store(tmp_path))
+        url = f"embedded://127.0.0.1:{await server.start(0)}"
+        bus = await EmbeddedBus.connect(url, timeout=600)
+        await server.close()
+        bus._drop_link()
+        opening = asyncio.ensure_future(bus.open_reader("t", EARLIEST, lambda message: None))
+        await asyncio.sleep(0)
+        assert not opening.done()
+        await asyncio.wait_for(bus.close(), 10)
+        with pytest.raises(BusClosed):
+            await asyncio.wait_for(opening, 10)
+
+    asyncio.run(scenario())
+
+
+class Refusing(asyncio.Protocol):
+    """A broker that answers calls and breaks every connection that sends a message."""
+
+    def __init__(self, connected: list[float]) -> None:
+        self._connected = connected
+        self._deframer = wire.Deframer()
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._connected.append(asyncio.get_running_loop().time())
+
+    def data_received(self, data: bytes) -> None:
+        for kind, body in self._deframer.feed(data):
+            if kind == wire.PUBLISH:
+                self._transport.abort()
+                return
+            answer = {"id": json.loads(body)["id"], "store": b"8 octets".hex()}
+            self._transport.write(wire.frame(wire.REPLY, json.dumps(answer).encode()))
+
+
+def test_a_broker_that_breaks_every_connection_is_asked_less_and_less_often() -> None:
+    async def scenario() -> None:
+        connected: list[float] = []
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Refusing(connected), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        bus = await EmbeddedBus.connect(f"embedded://127.0.0.1:{port}")
+        producer = await bus.open_producer("t")
+        sent = producer.send(b"")
+        await until("it tries again and again", lambda: len(connected) >= 6)
+        pauses = [after - before for before, after in itertools.pairwise(connected)]
+        # A pause is never shorter than it was asked for; how much longer it is does not matter.
+        least = (0.01, 0.03, 0.06, 0.12, 0.24)
+        assert [pause > bound for pause, bound in zip(pauses, least, strict=False)] == [True] * 5
+        server.close()
+        await bus.close()
+        assert sent.exception()
+
+    asyncio.run(scenario())
+
+
+def test_many_readers_go_on_and_only_the_one_whose_place_is_gone_is_closed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(Store(tmp_path / "before"))
+        port = await server.start(0)
+        bus = await EmbeddedBus.connect(f"embedded://127.0.0.1:{port}")
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
+        got: list[str] = []
+        topics = [f"t{number}" for number in range(200)]
+        for topic in topics:
+            await bus.open_reader(topic, EARLIEST, lambda message: got.append(message.topic))
+            await (await bus.open_producer(topic)).send(b"")
+        await until("everybody has read", lambda: len(got) == 200)
+        await server.close()
+
+        # The log comes back without its last entry, which is that of the last topic.
+        data = (tmp_path / "before" / "log").read_bytes()
+        (tmp_path / "after").mkdir()
+        (tmp_path / "after" / "log").write_bytes(data[:-1])
+        link = bus._link
+        assert link is not None
+        server = Server(Store(tmp_path / "after"))
+        assert await server.start(port) == port
+        link.transport.abort()
+        await until("the lost place is reported", lambda: bool(reported))
+        assert [type(what["exception"]) for what in reported] == [PositionGone]
+        assert "t199" in reported[0]["message"]
+        got.clear()
+        producers = [await bus.open_producer(topic) for topic in topics]
+        for producer in reversed(producers):
+            await producer.send(b"")
+        await until("the others go on", lambda: len(got) == 199)
+        assert sorted(got) == sorted(topics[:-1])
+        await bus.close()
+        await server.close()
+
+    asyncio.run(scenario())
+
+
+#: The broker's process, in which no file can grow beyond so many bytes.
+SMALL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+from goalstate.bus.embedded.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_broker_that_cannot_write_ends_and_has_acknowledged_nothing_that_is_lost(
+    tmp_path: Path,
+) -> None:
+    async def fill(url: str) -> list[bytes]:
+        bus = await EmbeddedBus.connect(url, timeout=1, send_timeout=2)
+        got: list[bytes] = []
+        await bus.open_reader("t", EARLIEST, lambda message: got.append(message.payload))
+        producer = await bus.open_producer("t")
+        accepted = []
+        sends = [(b"%04d" % n, producer.send(b"%04d" % n + b"." * 1000)) for n in range(20)]
+        with pytest.raises(BrokerUnreachable):
+            while True:
+                for payload, send in sends:
+                    await send
+                    accepted.append(payload)
+                last = len(accepted)
+                sends = [
+                    (b"%04d" % n, producer.send(b"%04d" % n + b"." * 1000))
+                    for n in range(last, last + 20)
+                ]
+        await bus.close()
+        assert {payload[:4] for payload in got} <= set(accepted)
+        return accepted
+
+    arguments = ["--port=0", f"--data-dir={tmp_path}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SMALL_DISK, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as broker:
+        assert broker.stdout and broker.stderr
+        try:
+            accepted = asyncio.run(fill(broker.stdout.readline().strip()))
+            assert broker.wait(30) == 1
+        finally:
+            broker.kill()
+        told = broker.stderr.read()
+    assert str(tmp_path) in told and "cannot be written" in told
+    assert "Traceback" not in told
+    store = Store(tmp_path)
+    log = [wire_record[-1004:-1000] for wire_record in store.logs["t"]]
+    store.close()
+    assert len(accepted) >= 20
+    assert log[: len(accepted)] == accepted
 
 
 def test_a_busy_port_is_a_plain_error(embedded_broker: Broker, tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ class Publisher(DataPlaneManagerServicer):
     def __init__(self) -> None:
         self.address = ""
         self.intent = region.intent()
-        self.status = api.StatusReply(writer="dpm-1", epoch=3, change=7, broker="pulsar://b:1")
+        self.status = api.StatusReply(
+            writer="dpm-1", epoch=3, change=7, broker="pulsar://b:1", serving=True
+        )
         self.waits: list[api.WaitReply] = [
             api.WaitReply(converged=True, hosts=3, hosts_applied=3, hosts_needed=3)
         ]

@@ -59,6 +59,7 @@ def test_the_result_as_json_is_one_document_on_stdout(
     assert run("apply", two, "--json").document == {
         "accepted": 2,
         "refused": 0,
+        "not_sent": 0,
         "change": 2,
         "changed_objects": 4,
         "streams": {region.STREAM: "3/2"},
@@ -87,27 +88,64 @@ def test_json_and_serialized_files_and_directories_are_taken(
     assert [intent.vpcs[0].id for intent in publisher.applied] == ["from-pb", "from-json"]
 
 
-def test_a_refusal_shows_every_violation_and_the_rest_is_still_sent(
-    run: Run, publisher: Publisher, two: Path, tmp_path: Path
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    file = tmp_path / "more.yaml"
+    file.write_text("vpcs: [{id: v2}]\n---\nvpcs: [{id: v3}]")
+    return file
+
+
+def test_the_first_refusal_ends_it_and_what_was_not_sent_is_told(
+    run: Run, publisher: Publisher, two: Path, more: Path
 ) -> None:
     publisher.answer = lambda intent: refuse(intent) if intent.subnets else publisher.accept(intent)
-    more = tmp_path / "more.yaml"
-    more.write_text("vpcs: [{id: v2}]")
     ran = run("apply", two, more)
     assert ran.code == 1
     assert f"refused: {two}, document 2, 2 violations" in ran.out
     assert "subnets[0].cidr" in ran.out
     assert "[red]no[/red]" in ran.out
     assert "UNKNOWN_REFERENCE" in ran.out
-    assert "accepted: 2 intents" in ran.out
-    assert len(publisher.applied) == 3
+    assert "2 documents after the refused one were not sent (--keep-going sends them)" in ran.out
+    assert "accepted: 1 intents" in ran.out
+    assert len(publisher.applied) == 2
+    document = run("apply", two, more, "--json").document
+    counts = ("accepted", "refused", "not_sent")
+    assert [document[name] for name in counts] == [1, 1, 2]
+
+
+def test_what_comes_after_a_refusal_is_sent_where_that_is_asked_for(
+    run: Run, publisher: Publisher, two: Path, more: Path
+) -> None:
+    publisher.answer = lambda intent: refuse(intent) if intent.subnets else publisher.accept(intent)
+    ran = run("apply", two, more, "--keep-going")
+    assert ran.code == 1
+    assert "not sent" not in ran.out
+    assert "accepted: 3 intents" in ran.out
+    assert len(publisher.applied) == 4
+
+
+def test_a_flood_of_violations_is_cut_for_people_and_whole_in_json(
+    run: Run, publisher: Publisher
+) -> None:
+    flood = [
+        api.Violation(path=f"ports[{n}].host_id", reason="UNKNOWN_REFERENCE", message="no host")
+        for n in range(23)
+    ]
+    publisher.answer = lambda intent: api.ApplyReply(violations=flood)
+    ran = run("apply", "-", stdin="vpcs: [{id: v}]")
+    assert "23 violations" in ran.out
+    assert "ports[19].host_id" in ran.out
+    assert "ports[20].host_id" not in ran.out
+    assert "… and 3 more (--json has all)" in ran.out
+    (refusal,) = run("apply", "-", "--json", stdin="vpcs: [{id: v}]").document["refusals"]
+    assert len(refusal["violations"]) == 23
 
 
 def test_a_refusal_as_json_names_file_document_and_path(
     run: Run, publisher: Publisher, two: Path
 ) -> None:
     publisher.answer = refuse
-    ran = run("apply", two, "--json", "--wait")
+    ran = run("apply", two, "--json", "--wait", "--keep-going")
     assert ran.code == 1
     document = ran.document
     assert (document["accepted"], document["refused"], document["wait"]) == (0, 2, None)
@@ -195,6 +233,10 @@ def test_the_violations_in_a_status_are_shown_as_well(run: Run, publisher: Publi
         {"path": "vpcs[0].cidr", "reason": "BAD_CIDR", "message": "it is none"}
     ]
     assert "vpcs[0].cidr BAD_CIDR it is none" in ran.err
+    publisher.violations.field_violations.extend([violation] * 21)
+    ran = run("apply", "-", stdin="vpcs: [{id: v}]")
+    assert ran.err.count("vpcs[0].cidr BAD_CIDR") == 20
+    assert "… and 2 more (--json has all)" in ran.err
 
 
 def test_progress_is_shown_to_whoever_sees_it_and_never_on_stdout(
@@ -254,6 +296,26 @@ def test_a_file_that_is_no_intent_changes_nothing(
     assert publisher.applied == []
 
 
+def test_every_error_in_the_shape_of_a_file_is_told_at_once(
+    run: Run, publisher: Publisher, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("vpcs:\n- {idd: v1, tunnel_id: ten}\n---\ndeletes: [{kind: prot}]\n")
+    ran = run("apply", file)
+    assert ran.code == 2
+    assert f"{file}: there are 3 errors" in ran.err
+    assert f"{file}:2: vpcs[0].idd Vpc has no such field" in ran.err
+    assert f"{file}:2: vpcs[0].tunnel_id 'ten' is no whole number" in ran.err
+    assert f"{file}:4: deletes[0].kind there is no 'prot'" in ran.err
+    detail = run("apply", file, "--json").document["detail"]
+    assert [one["path"] for one in detail] == [
+        "vpcs[0].idd",
+        "vpcs[0].tunnel_id",
+        "deletes[0].kind",
+    ]
+    assert publisher.applied == []
+
+
 def test_a_missing_file_and_an_empty_directory_are_told(
     run: Run, publisher: Publisher, tmp_path: Path
 ) -> None:
@@ -302,3 +364,4 @@ def test_a_refused_deletion_is_told(run: Run, publisher: Publisher) -> None:
     assert ran.code == 1
     assert "delete subnet s1" in ran.out
     assert "port p1 uses it" in ran.out
+    assert "--cascade" in ran.out

@@ -123,6 +123,12 @@ def test_a_wait_that_makes_no_sense_is_not_sent(
     assert publisher.waited == []
 
 
+def test_several_targets_are_told_apart_from_none(run: Run, publisher: Publisher) -> None:
+    assert "several things to wait for" in run("wait", "--vpc", "v", "--all").err
+    assert "nothing to wait for" in run("wait").err
+    assert publisher.waited == []
+
+
 def test_an_unknown_target_is_the_users_mistake(run: Run, publisher: Publisher) -> None:
     publisher.failure = (grpc.StatusCode.NOT_FOUND, "there is no VPC 'v', and never was")
     ran = run("wait", "--vpc", "v", "--json")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import text_format
 
+from goalstate.bus import admin
 from goalstate.bus.brokers import Broker
 from goalstate.bus.connect import connect
 from goalstate.gs.convert import address, to_v1
@@ -197,10 +198,38 @@ def test_reports_and_the_intent_log_are_decoded_as_what_they_are(
     assert "no Report" in second["error"]
 
 
-def test_an_empty_topic_is_told(run: Run, embedded_broker: Broker) -> None:
+def test_an_empty_topic_is_the_users_mistake(run: Run, embedded_broker: Broker) -> None:
     ran = run("decode", "--topic", f"{TOPICS.prefix}/none", "--broker", embedded_broker.url)
-    assert ran.code == 0
+    assert ran.code == 2
     assert "holds no messages" in ran.err
+    assert "`goalstate status` shows the streams" in ran.err
+
+
+def test_a_topic_that_pulsar_does_not_have_is_told_and_not_made(
+    run: Run, apache_broker: Broker
+) -> None:
+    admin_url = apache_broker.admin_url
+    asyncio.run(admin.ensure_namespace(admin_url, "goalstate", "decoded"))
+    topic = TOPICS.of_stream(StreamId.parse("vpc/odd%name"))
+    send(apache_broker, topic, [(region.vpc_state().SerializeToString(), {})])
+    source = ("--broker", apache_broker.url, "--admin-url", admin_url, "--region", "decoded")
+    assert run("decode", "--stream", "vpc/odd%name", *source).code == 0
+    for where in (("--stream", "vpc/none"), ("--topic", "persistent://goalstate/none/x")):
+        ran = run("decode", *where, *source)
+        assert ran.code == 2
+        assert "there is no topic" in ran.err
+    assert admin.topics(admin_url, "goalstate", "decoded") == [topic]
+
+    admin.delete_namespace(admin_url, "goalstate", "decoded")
+    assert admin.topics(admin_url, "goalstate", "decoded") == []
+    admin.delete_namespace(admin_url, "goalstate", "decoded")
+
+
+def test_an_admin_api_that_does_not_answer_is_told(run: Run, embedded_broker: Broker) -> None:
+    source = ("--broker", embedded_broker.url, "--admin-url", "http://127.0.0.1:1")
+    ran = run("decode", "--stream", "vpc/v", *source)
+    assert ran.code == 2
+    assert "--admin-url" in ran.err
 
 
 def test_a_topic_needs_a_broker_that_answers(run: Run) -> None:
@@ -209,6 +238,8 @@ def test_a_topic_needs_a_broker_that_answers(run: Run) -> None:
     assert "GOALSTATE_BROKER_URL" in ran.err
     ran = run("decode", "--stream", "vpc/v", "--broker", "embedded://127.0.0.1:1")
     assert ran.code == 4
+    assert "no broker answers at embedded://127.0.0.1:1: " in ran.err
+    assert "nobody" not in ran.err
     assert "goalstate broker start" in ran.err
     ran = run("decode", "--stream", "vpc/v", "--broker", "http://x")
     assert ran.code == 2

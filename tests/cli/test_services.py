@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from goalstate.bus import admin
 from goalstate.bus.brokers import Broker
 from goalstate.bus.connect import connect
 from goalstate.gs.topics import Topics
@@ -58,12 +59,12 @@ def running(ready: Path, *arguments: object) -> Iterator[tuple[subprocess.Popen[
         process.communicate()
 
 
-def finished(*arguments: object) -> subprocess.CompletedProcess[str]:
+def finished(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment() | more,
         timeout=BOUND_S,
         check=False,
     )
@@ -117,7 +118,7 @@ def test_a_broker_that_cannot_be_had_is_told(run: Run, busy: str) -> None:
     assert run("broker", "start", "--kind", "rabbit").code == 2
     ran = run("broker", "start", "--url", NOWHERE)
     assert ran.code == 4
-    assert "nobody answers at embedded://127.0.0.1:1" in ran.err
+    assert "no broker answers at embedded://127.0.0.1:1" in ran.err
     ran = run("broker", "start", "--kind", "embedded", "--port", busy.split(":")[1])
     assert ran.code == 4
     assert "cannot be used" in ran.err
@@ -169,8 +170,80 @@ def test_a_busy_port_is_told(embedded_broker: Broker, busy: str) -> None:
     for service in (("dpm", "serve", "--listen", busy), ("agent", "run", "--inspect", busy)):
         done = finished(*service, "--broker", embedded_broker.url, "--metrics-port", 0)
         assert done.returncode == 4
-        assert f"cannot listen on {busy}" in done.stderr
+        # The first line: gRPC's own are silenced.
+        assert done.stderr.startswith(f"goalstate: cannot listen on {busy}: the port is taken")
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["foo", ":5", "127.0.0.1:x", "127.0.0.1:65536"])
+def test_what_is_no_address_to_listen_on_is_told(embedded_broker: Broker, address: str) -> None:
+    listen = ("--listen", address, "--metrics-port", 0)
+    done = finished("dpm", "serve", *listen, "--broker", embedded_broker.url)
+    assert done.returncode == 2
+    assert f"{address!r}: that is no address" in done.stderr
+
+
+def demo(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("demo", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment(), "TMPDIR": str(tmp_path)},
+    )
+
+
+def test_a_demo_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
+    process = demo(tmp_path, "--broker", "embedded", "--hosts", 2, "--vpcs", "1x2", "--keep")
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert "embedded://" in first
+        # By now its first child runs, and the next one starts.
+        broker_port = int(first.rsplit(":", 1)[1])
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=BOUND_S)
+        assert process.returncode == 130, err
+        assert err.endswith("interrupted\n")
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", broker_port), timeout=5)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_demo_says_what_it_leaves_on_a_broker_and_which_step_it_skips(
+    tmp_path: Path, embedded_broker: Broker
+) -> None:
+    process = demo(tmp_path, "--broker", embedded_broker.url, "--hosts", 1, "--vpcs", "2x2")
+    try:
+        out, err = process.communicate(timeout=BOUND_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, err
+    assert "no VM moved: there is one host only" in out
+    assert "\nVM moved:" not in out
+    assert "the topics of goalstate/demo-" in err
+    assert f"stay at {embedded_broker.url}" in err
+
+
+def test_a_demo_deletes_its_topics_from_a_pulsar_that_stays(
+    apache_broker: Broker,
+) -> None:
+    at = (apache_broker.url, "--hosts", 2, "--vpcs", "2x2", "--json")
+    done = finished("demo", "--broker", *at)
+    assert done.returncode == 2
+    assert "GOALSTATE_BROKER_ADMIN_URL" in done.stderr
+
+    done = finished("demo", "--broker", *at, GOALSTATE_BROKER_ADMIN_URL=apache_broker.admin_url)
+    assert done.returncode == 0, done.stderr
+    assert " stay at " not in done.stderr
+    name = json.loads(done.stdout)["region"]
+    _, spaces = admin.request(apache_broker.admin_url, "GET", "/admin/v2/namespaces/goalstate")
+    assert name.startswith("demo-")
+    assert f"goalstate/{name}" not in json.loads(spaces)
 
 
 def test_a_followed_topic_is_shown_until_interrupted(embedded_broker: Broker) -> None:

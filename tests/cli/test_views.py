@@ -32,7 +32,9 @@ def test_status_shows_the_publisher_its_streams_and_its_counts(
     publisher.status.hosts_live = 2
     ran = run("status")
     assert ran.code == 0
-    assert "DPM dpm-1" in ran.out
+    assert "writer dpm-1" in ran.out
+    assert "not serving" not in ran.out
+    assert "current: followers that have applied it" in ran.out
     assert "epoch 3, change 7" in ran.out
     assert "objects: 10 port" in ran.out
     assert "2 live" in ran.out
@@ -48,6 +50,17 @@ def test_status_shows_the_publisher_its_streams_and_its_counts(
     ]
 
 
+def test_status_says_first_that_the_publisher_does_not_serve_and_why(
+    run: Run, publisher: Publisher
+) -> None:
+    publisher.status.serving = False
+    publisher.status.problem = "the broker does not answer"
+    first, *_ = run("status").out.splitlines()
+    assert "not serving: the broker does not answer" in first
+    document = run("status", "--json").document
+    assert (document["serving"], document["problem"]) == (False, "the broker does not answer")
+
+
 def test_status_lists_hosts_only_when_asked(run: Run, publisher: Publisher, agent: Agent) -> None:
     publisher.status.host_list.add(host="silent", lease="never reported", last_report_age_s=-1)
     assert "host-a" not in run("status").out
@@ -61,6 +74,7 @@ def test_status_as_json_has_numbers_as_numbers(run: Run, publisher: Publisher) -
     with_stream(publisher)
     document = run("status", "--json").document
     assert document["change"] == 7
+    assert document["serving"] is True
     assert document["streams"][0]["sequence"] == 5
     assert document["objects"] == {}
 
@@ -155,7 +169,7 @@ def test_show_port_counts_who_has_it_as_a_neighbor(
     ran = run("show", "port", "db-1")
     assert ran.code == 0
     assert "on host host-b (100.64.0.2): applied there" in ran.out
-    assert "as a neighbor: on 3 hosts, at another place on 0, lacking on 0" in ran.out
+    assert "as a neighbor: on 3 hosts\n" in ran.out
 
     vpc = agent.hosts["host-a"][region.STREAM]
     vpc.neighbor_states["db-1"].configuration.host_ip_address = "100.64.0.3"
@@ -164,6 +178,7 @@ def test_show_port_counts_who_has_it_as_a_neighbor(
     del agent.hosts["host-b"]["inbox/host-b-rack"].port_states["db-1"]
     ran = run("show", "port", "db-1")
     assert "NOT applied there" in ran.out
+    assert "as a neighbor: at another place on 1, lacking on 1, 1 hosts count only\n" in ran.out
     assert "at another place: host-a" in ran.out
     assert "lacking: host-b" in ran.out
     document = run("show", "port", "db-1", "--json").document

@@ -253,6 +253,51 @@ def test_what_is_no_intent_is_refused_with_its_place(
     assert str(error).startswith(f"file.yaml:{line}: ")
 
 
+def test_every_error_of_shape_is_told_and_the_first_one_is_the_errors_own() -> None:
+    text = """\
+vpcs:
+- {idd: v1, tunnel_id: ten, secondary_cidrs: [a, [b]], id: {a: b}}
+- just a word
+subnets: {id: s}
+ports:
+- {id: p, id: q, ? [x] : y, mac_address: m}
+---
+deletes: [{kind: prot}]
+subnets: [{dhcp_options: {mtu: [1], ttl: 1}}]
+---
+vpcs: [
+"""
+    with pytest.raises(IntentSyntaxError) as caught:
+        intent_codec.load(text, "f")
+    error = caught.value
+    assert (error.line, error.path) == (2, "vpcs[0].idd")
+    assert error.reason == "Vpc has no such field (did you mean id?)"
+    assert [(one.line, one.path) for one in error.others] == [
+        (2, "vpcs[0].tunnel_id"),
+        (2, "vpcs[0].secondary_cidrs[1]"),
+        (2, "vpcs[0].id"),
+        (3, "vpcs[1]"),
+        (4, "subnets"),
+        (6, "ports[0]"),
+        (6, "ports[0]"),
+        (8, "deletes[0].kind"),
+        (9, "subnets[0].dhcp_options.mtu"),
+        (12, ""),
+    ]
+    assert str(error).splitlines() == [str(IntentSyntaxError("f", 2, error.path, error.reason))] + [
+        str(one) for one in error.others
+    ]
+
+
+def test_of_a_flood_of_errors_the_message_names_the_first() -> None:
+    with pytest.raises(IntentSyntaxError) as caught:
+        intent_codec.load("vpcs: [" + "{idd: v}, " * 30 + "]", "f")
+    assert len(caught.value.others) == 29
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "… and 10 more errors"
+
+
 def test_a_tag_makes_nothing_since_the_schema_decides() -> None:
     assert intent_codec.load("vpcs: !!python/object:os.system []", "file.yaml") == [Intent()]
 

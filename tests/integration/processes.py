@@ -111,11 +111,12 @@ class System:
         ready = self.directory / f"{name}-{next(_numbers)}.ready"
         child = Child(
             command(*arguments, "--ready-file", ready),
+            what=name,
             log=ready.with_suffix(".log"),
             env=environment(**settings),
         )
         self._stack.callback(child.stop)
-        child.await_ready(name, ready.exists, lambda text: None)
+        child.await_ready(ready.exists, lambda text: None)
         facts: dict[str, Any] = json.loads(ready.read_text("utf-8"))
         return child, facts
 

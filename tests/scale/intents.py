@@ -36,7 +36,7 @@ from goalstate.gs.intent import (
 
 K = ObjectKind
 
-HOSTS = range(1, 6)
+HOSTS = range(1, 8)
 VPCS = range(1, 4)
 #: In each VPC. The last subnet is of IPv6.
 SUBNETS = (1, 2, 6)
@@ -150,18 +150,18 @@ class IntentSource:
     def _host(self, vpc: int) -> Intent:
         random = self._random
         n = random.choice(HOSTS)
-        network, prefix = random.choice((0, 1)), random.choice((1, 2))
+        ip = f"100.64.{random.choice((0, 1))}.{n}"
+        mac = f"02:00:00:00:0{random.choice((0, 1))}:{n + 9:02X}"
         group = random.choice((rack(0), rack(1))) if self._happens(0.3) else rack(n)
-        ip, mac = f"100.64.{network}.{n}", f"02:00:00:00:0{prefix}:{n + 9:02X}"
         return Intent(hosts=(Host(id_of(K.HOST, vpc, n), ip, mac, group),))
 
     def _vpc(self, vpc: int) -> Intent:
         random = self._random
-        # Twenty are apart from the tunnels of other VPCs, one is not.
+        (usual,) = _network(vpc).vpcs
+        # The last may be another VPC's tunnel.
         tunnel = random.choice((vpc, vpc, vpc + 20, vpc + 1))
         name = random.choice(("", "renamed"))
-        blocks = f"10.{vpc}.0.0/16", (f"fd00:{vpc}::/48",)
-        return Intent(vpcs=(Vpc(id_of(K.VPC, vpc, 0), name, "", blocks[0], tunnel, blocks[1]),))
+        return Intent(vpcs=(usual._replace(name=name, tunnel_id=tunnel),))
 
     def _subnet(self, vpc: int) -> Intent:
         random = self._random

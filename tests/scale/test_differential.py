@@ -26,7 +26,7 @@ from goalstate.dpm.core import Accepted
 from goalstate.gs import digest as digests
 from goalstate.gs import intent_codec, packing
 from goalstate.gs.errors import IntentRejected, Violation
-from goalstate.gs.intent import FIELDS, ObjectKind
+from goalstate.gs.intent import FIELDS, Intent, ObjectKind
 from goalstate.gs.pb.alcor.schema import goalstate_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
@@ -38,7 +38,7 @@ from tests.scale.intents import IntentSource, region
 
 SEQUENCES = 200
 #: Of them, how many are played by other processes too.
-REPLAYED = 60
+REPLAYED = 40
 #: Random intents of a sequence, at least and at most.
 LENGTH = (15, 45)
 ACCEPTED = 15 * SEQUENCES
@@ -135,9 +135,9 @@ def test_intents_of_every_kind_are_accepted_and_refused(sequences: list[Played])
             deleted.update(ObjectKind(deletion.kind) for deletion in intent.deletes)
     assert sum(len(played.intents) for played in sequences) >= ACCEPTED
     assert sum(len(played.refusals) for played in sequences) >= REFUSED
-    assert all(put[kind] >= SEQUENCES for kind in ObjectKind), put
-    assert all(deleted[kind] >= SEQUENCES // 10 for kind in ObjectKind), deleted
-    assert sum(played.stopped for played in sequences) >= SEQUENCES // 2
+    assert min(put[kind] for kind in ObjectKind) >= SEQUENCES, put
+    assert min(deleted[kind] for kind in ObjectKind) >= SEQUENCES // 40, deleted
+    assert sum(played.stopped for played in sequences) >= SEQUENCES // 4
 
 
 def test_every_host_applies_what_follows_from_the_intents(sequences: list[Played]) -> None:
@@ -195,6 +195,25 @@ def test_every_digest_is_that_of_what_was_published(sequences: list[Played]) -> 
             for host in core.desired.objects(ObjectKind.HOST):
                 digest = readings.host_digest(host.id, inbox_stream(host.group))
                 assert core.host_digest(host.id) == digest, host
+
+
+def test_an_agent_that_stopped_takes_nothing_in_any_more() -> None:
+    world = World()
+    for intent in region():
+        world.apply(intent)
+    run_agents(world)
+    world.settle()
+    port = next(iter(world.core.desired.objects(ObjectKind.PORT)))
+    agent = world.hosts[port.host_id]
+    before = dict(agent.programmed)
+    world.remove_host(port.host_id)
+    world.apply(Intent(ports=(port._replace(name="another"),)))
+    world.settle()
+    assert agent.programmed == before
+    world.add_hosts({port.host_id: agent.core.inbox.id})
+    world.settle()
+    assert world.hosts[port.host_id].programmed != before
+    assert world.progress().converged
 
 
 def fingerprint(played: Played) -> str:

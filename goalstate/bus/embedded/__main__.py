@@ -12,19 +12,28 @@ from goalstate.bus.embedded.server import Server
 from goalstate.bus.embedded.store import Store
 
 
-async def serve(port: int, data_dir: Path) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OSError if port or directory cannot be used."""
+async def serve(port: int, data_dir: Path) -> int:
+    """Serve until SIGTERM or SIGINT (gives 0), or until the log cannot be written (gives 1).
+
+    Raises OSError if port or directory cannot be used.
+    """
     store = Store(data_dir)
     if store.torn:
         print(f"cut {store.torn} bytes of an unfinished write off the log", flush=True)
     server = Server(store)
     bound = await server.start(port)
     print(f"embedded://127.0.0.1:{bound}", flush=True)
-    stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    await stop.wait()
+        asyncio.get_running_loop().add_signal_handler(signum, server.ended.set)
+    await server.ended.wait()
     await server.close()
+    if server.failure:
+        print(
+            f"the embedded broker ends: its log in {data_dir} cannot be written: {server.failure}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 def main() -> int:
@@ -33,11 +42,10 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     options = parser.parse_args()
     try:
-        asyncio.run(serve(options.port, options.data_dir))
+        return asyncio.run(serve(options.port, options.data_dir))
     except OSError as error:
         print(f"the embedded broker cannot start: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
 2.  A send is repeated, in order, until it is answered or its time is up. One that was under way
     when the connection broke may then be in the log twice.
 3.  Readers of one topic that are at the same place share the decoded messages.
+4.  A reader whose position the broker no longer holds when the bus comes back is closed and
+    reported to the loop's exception handler. The others go on.
 """
 
 from __future__ import annotations
@@ -22,19 +24,22 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from goalstate.bus import errors
-from goalstate.bus.base import EARLIEST, LATEST, MAX_PAYLOAD, Message, Sink
+from goalstate.bus.base import EARLIEST, FLUSH_BOUND, LATEST, MAX_PAYLOAD, Message, Sink
 from goalstate.bus.embedded import wire
 from goalstate.bus.errors import (
     BrokerUnreachable,
     BusClosed,
     BusError,
     MessageTooLarge,
+    PositionGone,
     ProducerFenced,
 )
 
 #: Pieces of logs that are kept decoded for other readers at the same place.
 _SHARED_PIECES = 64
-#: Seconds between two attempts to connect.
+#: Seconds until an attempt to connect, with all that is re-opened, counts as failed.
+_JOIN_BOUND = 5.0
+#: Seconds before an attempt to connect again.
 _RETRY_FIRST, _RETRY_MOST = 0.02, 0.5
 #: Seconds between two looks at the sends that wait.
 _EXPIRY = 1.0
@@ -117,11 +122,13 @@ class EmbeddedProducer:
             await asyncio.wait(list(self._outstanding))
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        await self.flush()
         self._closed = True
-        await self._bus.forget_producer(self.number)
+        if self._outstanding:
+            await asyncio.wait(list(self._outstanding), timeout=FLUSH_BOUND)
+        for answer in list(self._outstanding):
+            if not answer.done():
+                answer.set_exception(BusClosed(f"{self._topic}: the producer was closed"))
+        await self._bus.forget_producer(self)
 
     def _refusal(self, payload: bytes) -> BusError | None:
         if self._closed or self._bus.closed:
@@ -150,10 +157,18 @@ class EmbeddedReader:
     def topic(self) -> str:
         return self._topic
 
+    def claim(self, start: bytes) -> dict[str, Any]:
+        """The call that opens it after position `start`."""
+        return {
+            "op": "open_reader",
+            "reader": self.number,
+            "topic": self._topic,
+            "start": start.hex(),
+        }
+
     async def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            await self._bus.forget_reader(self.number)
+        self.closed = True
+        await self._bus.forget_reader(self)
 
 
 class EmbeddedBus:
@@ -169,6 +184,8 @@ class EmbeddedBus:
         self._link: _Link | None = None
         self._linked = asyncio.Event()
         self._lost = asyncio.Event()
+        #: The broker has answered something since this connection was made.
+        self._proven = False
         self._keeper: asyncio.Task[None] | None = None
         self._store = b""
         self._numbers = itertools.count(1)
@@ -198,10 +215,13 @@ class EmbeddedBus:
             raise BrokerUnreachable(f"{url}: not an address like embedded://127.0.0.1:port")
         bus = cls(url, host, port, timeout, send_timeout)
         try:
-            await asyncio.wait_for(bus._join(), 5)
+            async with asyncio.timeout(_JOIN_BOUND):
+                await bus._join()
         except (OSError, TimeoutError) as error:
-            bus._drop_link()
             raise BrokerUnreachable(f"nobody answers at {url} ({error})") from None
+        finally:
+            if not bus._linked.is_set():
+                bus._drop_link()
         bus._keeper = asyncio.create_task(bus._keep())
         return bus
 
@@ -220,14 +240,7 @@ class EmbeddedBus:
         # Deliveries may come right behind the answer, before this coroutine runs again.
         self._readers[reader.number] = reader
         try:
-            opened = await self._call(
-                {
-                    "op": "open_reader",
-                    "reader": reader.number,
-                    "topic": topic,
-                    "start": start.hex(),
-                }
-            )
+            opened = await self._call(reader.claim(start))
         except BaseException:
             self._readers.pop(reader.number, None)
             raise
@@ -263,14 +276,14 @@ class EmbeddedBus:
         for reader in self._readers.values():
             reader.closed = True
         if self._sends:
-            await asyncio.wait([send[1] for send in self._sends.values()], timeout=self._timeout)
+            await asyncio.wait([send[1] for send in self._sends.values()], timeout=FLUSH_BOUND)
         self.closed = True
         if self._keeper:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.wait([self._keeper])
         self._flush()
         self._drop_link()
+        self._linked.set()  # calls that still wait for a connection learn that none comes
         gone = BusClosed(f"{self._url}: the bus was closed")
         for answer in [*self._calls.values(), *(send[1] for send in self._sends.values())]:
             if not answer.done():
@@ -286,13 +299,13 @@ class EmbeddedBus:
         if self._linked.is_set():
             self._write(frame)
 
-    async def forget_reader(self, number: int) -> None:
-        if self._readers.pop(number, None):
-            await self._farewell({"op": "close_reader", "reader": number})
+    async def forget_reader(self, reader: EmbeddedReader) -> None:
+        if self._readers.pop(reader.number, None):
+            await self._farewell({"op": "close_reader", "reader": reader.number})
 
-    async def forget_producer(self, number: int) -> None:
-        if self._producers.pop(number, None):
-            await self._farewell({"op": "close_producer", "producer": number})
+    async def forget_producer(self, producer: EmbeddedProducer) -> None:
+        if self._producers.pop(producer.number, None):
+            await self._farewell({"op": "close_producer", "producer": producer.number})
 
     # -- the connection ----------------------------------------------------------------------
 
@@ -300,7 +313,9 @@ class EmbeddedBus:
         """Take what the broker sent."""
         if kind == wire.DELIVERY:
             self._deliver(body)
-        elif kind == wire.ACCEPTED:
+            return
+        self._proven = self._linked.is_set()
+        if kind == wire.ACCEPTED:
             number, index = wire.ACCEPTED_BODY.unpack(body)
             send = self._sends.pop(number, None)
             if send and not send[1].done():
@@ -366,22 +381,27 @@ class EmbeddedBus:
     async def _keep(self) -> None:
         """Hold the connection, and give up sends whose time has come."""
         pause = _RETRY_FIRST
-        while True:
+        # Not `wait_for`: that may lose the cancellation by which `close` ends this.
+        while not self.closed:
             if self._link is None:
-                try:
-                    await asyncio.wait_for(self._join(), 5)
+                if self._proven:
                     pause = _RETRY_FIRST
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _RETRY_MOST)
+                try:
+                    async with asyncio.timeout(_JOIN_BOUND):
+                        await self._join()
                 except (OSError, TimeoutError, BusError):
                     self._drop_link()
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, _RETRY_MOST)
             else:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._lost.wait(), _EXPIRY)
+                    async with asyncio.timeout(_EXPIRY):
+                        await self._lost.wait()
             self._expire()
 
     async def _join(self) -> None:
         """Connect, then put the broker's side as it was. Raises OSError, BusError."""
+        self._proven = False
         _, link = await self.loop.create_connection(lambda: _Link(self), *self._address)
         self._link = link
         self._lost.clear()
@@ -390,25 +410,42 @@ class EmbeddedBus:
         if self._store and store != self._store:
             self._lose_everything()
         self._store = store
-        for reader in [one for one in self._readers.values() if one.opened]:
-            start = wire.position(store, reader.next - 1) if reader.next else EARLIEST
-            await self._ask(
-                {
-                    "op": "open_reader",
-                    "reader": reader.number,
-                    "topic": reader.topic,
-                    "start": start.hex(),
-                }
-            )
-        for producer in list(self._producers.values()):
-            try:
-                await self._ask(producer.claim)
-            except ProducerFenced as error:
-                producer.fenced = error
+        # All at once: one after the other, many would not be done within the bound.
+        await asyncio.gather(
+            *[self._reopen_reader(one) for one in self._readers.values() if one.opened],
+            *[self._reopen_producer(one) for one in self._producers.values()],
+        )
         for frame, answer, _ in self._sends.values():
             if not answer.done():
                 self._write(frame)
         self._linked.set()
+
+    async def _reopen_reader(self, reader: EmbeddedReader) -> None:
+        start = wire.position(self._store, reader.next - 1) if reader.next else EARLIEST
+        try:
+            await self._ask(reader.claim(start))
+        except PositionGone as error:
+            reader.closed = True
+            self._readers.pop(reader.number, None)
+            self.loop.call_exception_handler(
+                {
+                    "message": f"{self._url}: the reader of {reader.topic} is closed: the broker "
+                    "came back without what was read already",
+                    "exception": error,
+                }
+            )
+            return
+        if reader.closed:  # meanwhile
+            await self._ask({"op": "close_reader", "reader": reader.number})
+
+    async def _reopen_producer(self, producer: EmbeddedProducer) -> None:
+        try:
+            await self._ask(producer.claim)
+        except ProducerFenced as error:
+            producer.fenced = error
+            return
+        if producer.number not in self._producers:  # closed meanwhile
+            await self._ask({"op": "close_producer", "producer": producer.number})
 
     def _lose_everything(self) -> None:
         """Another broker with other logs is at the address now: start over with those."""
@@ -433,20 +470,25 @@ class EmbeddedBus:
 
     async def _call(self, call: dict[str, Any]) -> Any:
         """One call to the broker, once there is a connection."""
-        if self.closed:
-            raise BusClosed(f"{self._url}: the bus is closed")
+        self._check_open()
         try:
             async with asyncio.timeout(self._timeout):
                 await self._linked.wait()
+                self._check_open()
                 return await self._ask(call)
         except TimeoutError:
             raise BrokerUnreachable(f"{self._url}: {call['op']}: no answer") from None
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BusClosed(f"{self._url}: the bus is closed")
+
     async def _farewell(self, call: dict[str, Any]) -> None:
         """A call whose failure means that there is nothing left to do."""
-        if self._linked.is_set():
-            with contextlib.suppress(BusError):
-                await self._call(call)
+        if self._linked.is_set() and not self.closed:
+            with contextlib.suppress(BusError, TimeoutError):
+                async with asyncio.timeout(FLUSH_BOUND):
+                    await self._ask(call)
 
     async def _ask(self, call: dict[str, Any]) -> Any:
         number = next(self._numbers)

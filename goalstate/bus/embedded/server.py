@@ -9,6 +9,8 @@ Laws:
 3.  The readers of one connection are served in turn, a bounded piece at a time.
 4.  What a connection held (readers, exclusive topics) is free once it is gone. A producer that
     comes back with its token takes its topic over from its former self.
+5.  When the file cannot be written, nothing is answered or delivered any more: memory is then
+    ahead of the file. The server has ended, and `failure` says why.
 """
 
 from __future__ import annotations
@@ -61,6 +63,10 @@ class Server:
         self.store = store
         self.readers: dict[str, dict[_Reader, None]] = {}
         self.producers: dict[str, dict[str, _Producer]] = {}
+        #: Set when the server is to end, or has ended by itself.
+        self.ended = asyncio.Event()
+        #: Why it has ended by itself.
+        self.failure: OSError | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self, port: int) -> int:
@@ -76,6 +82,16 @@ class Server:
         if self._server:
             self._server.close()
         self.store.close()
+
+    def commit(self) -> None:
+        """Write what was accepted, or end."""
+        if self.failure:
+            return
+        try:
+            self.store.commit()
+        except OSError as error:
+            self.failure = error
+            self.ended.set()
 
     def claim(self, producer: _Producer) -> None:
         """Raises ProducerFenced."""
@@ -153,6 +169,8 @@ class _Connection(asyncio.Protocol):
         self._schedule()
 
     def data_received(self, data: bytes) -> None:
+        if self._server.failure:
+            return
         answers: list[bytes] = []
         touched: set[str] = set()
         try:
@@ -166,7 +184,9 @@ class _Connection(asyncio.Protocol):
         except (wire.NotOurs, struct.error):
             self._transport.abort()
         finally:
-            self._server.store.commit()
+            self._server.commit()
+        if self._server.failure:
+            return
         if answers:
             self._transport.write(b"".join(answers))
         self._server.wake(touched)
@@ -272,7 +292,7 @@ class _Connection(asyncio.Protocol):
 
     def _serve(self) -> None:
         self._scheduled = False
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._server.failure:
             return
         frames: list[bytes] = []
         size = 0
