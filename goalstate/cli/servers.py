@@ -173,7 +173,4 @@ def _explained(broker: str) -> Iterator[None]:
     except (BrokerNotFound, BrokerFailed, StartError) as error:
         raise Unreachable(str(error), "") from error
     except BusError as error:
-        raise InputError(
-            f"the broker at {broker} cannot be used: {error}",
-            "give --broker pulsar://HOST:PORT (GOALSTATE_BROKER_URL)",
-        ) from error
+        raise InputError(f"the broker at {broker} cannot be used: {error}", "see --help") from error

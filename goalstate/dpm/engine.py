@@ -92,7 +92,6 @@ class Engine:
         self._own_stream = security_groups_own_stream
         self._lock = asyncio.Lock()
         self._serving = False
-        self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._report_readers: list[Reader] = []
         self._appended: deque[_Appended] = deque()
@@ -126,7 +125,6 @@ class Engine:
     async def stop(self) -> None:
         """Stop accepting, finish what was accepted, and leave."""
         self._serving = False
-        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -333,7 +331,7 @@ class Engine:
                     NotServing(f"the intent log failed ({error}); the intent may be in it or not")
                 )
                 answer.exception()
-        if was_serving and not self._stopping:
+        if was_serving:  # not once it stops
             self._go_on(self._lost_the_log(error))
 
     # --- convergence ---

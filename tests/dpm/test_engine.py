@@ -478,7 +478,12 @@ def test_what_was_sent_again_on_the_way_is_not_missing() -> None:
     run(test)
 
 
-def test_a_publisher_that_is_killed_again_before_it_has_sent_forgets_nothing() -> None:
+def test_a_publisher_that_is_killed_again_before_it_has_sent_forgets_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # At each turn of the loop it looks whether there is something to note.
+    monkeypatch.setattr(engine_module, "PUBLISHED_NOTE_S", 0)
+
     async def test(region: Region) -> None:
         topic = region.topics.of_stream(V1)
         region.cut(Wire.DEAD, topic)
@@ -493,6 +498,8 @@ def test_a_publisher_that_is_killed_again_before_it_has_sent_forgets_nothing() -
             assert engine.core.epoch == number
             # It is not noted as published for as long as it is not.
             await apply(engine, Intent(hosts=(HOSTS.hosts[0]._replace(site=f"s{number}"),)))
+            for _ in range(50):
+                await asyncio.sleep(0)
             assert engine.backlog > 0
             assert set(region.noted()) <= {1}
         await crash(engine, region)
@@ -519,7 +526,11 @@ def test_a_note_spares_the_next_start_the_look_at_the_topics() -> None:
     run(test)
 
 
-def test_strange_messages_on_a_topic_do_not_hide_what_is_missing() -> None:
+def test_strange_messages_on_a_topic_do_not_hide_what_is_missing_nor_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "PUBLISHED_NOTE_S", 60)  # nothing is noted
+
     async def test(region: Region) -> None:
         topic = region.topics.of_stream(V1)
         engine = new_engine(region)

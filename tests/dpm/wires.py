@@ -8,6 +8,7 @@ TWICE    it gets there, and again with all that was sent to the topic meanwhile 
          connection); the sender hears once
 DEAD     it does not get there, and the sender hears nothing
 HELD     the same until `release`; then it gets there, in order, and the sender hears so
+LATE     it gets there, and the sender hears so at `release`
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Wire(Enum):
     TWICE = auto()
     DEAD = auto()
     HELD = auto()
+    LATE = auto()
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
@@ -60,6 +62,8 @@ class Region:
         self.first_good: dict[str, int] = {}
         #: How often a producer was opened on each topic.
         self.opened: Counter[str] = Counter()
+        #: If there is one: opening a producer lasts until it is set.
+        self.gate: asyncio.Event | None = None
         self._held: list[Callable[[], None]] = []
 
     def bus(self, name: str = "") -> WiredBus:
@@ -146,6 +150,8 @@ class WiredBus:
     ) -> Producer:
         self.region.opened[topic] += 1
         inner = await self.inner.open_producer(topic, exclusive=exclusive, batch=batch, name=name)
+        if self.region.gate is not None:
+            await self.region.gate.wait()
         return _WiredProducer(self.region, inner)
 
     async def open_reader(self, topic: str, start: bytes, sink: Sink) -> Reader:
@@ -188,7 +194,10 @@ class _WiredProducer:
             for again in self._sent:
                 self._pass(again)
         elif fate is Wire.HELD:
-            self._region.hold(lambda: self._late(sent, answer))
+            self._region.hold(lambda: _answer(self._pass(sent), answer))
+        elif fate is Wire.LATE:
+            passed = self._pass(sent)
+            self._region.hold(lambda: _answer(passed, answer))
         elif fate is not Wire.DEAD:
             if fate is Wire.UNSURE:
                 self._pass(sent)
@@ -199,19 +208,18 @@ class _WiredProducer:
         payload, key, properties = sent
         return self._inner.send(payload, key=key, properties=properties)
 
-    def _late(
-        self, sent: tuple[bytes, str, Mapping[str, str]], answer: asyncio.Future[bytes]
-    ) -> None:
-        passed = self._pass(sent)
-        if answer.done():
-            passed.exception()
-        elif (error := passed.exception()) is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(passed.result())
-
     async def flush(self) -> None:
         await self._inner.flush()
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+def _answer(passed: asyncio.Future[bytes], answer: asyncio.Future[bytes]) -> None:
+    error = passed.exception()
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(passed.result())
