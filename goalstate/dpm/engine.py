@@ -308,7 +308,9 @@ class Engine:
         changes = self.core.plan(intent_codec.from_proto(message))
         return self.core.accept(changes, now, traceparent) if changes else None
 
-    def _on_durable(self, _: asyncio.Future[bytes]) -> None:
+    def _on_durable(self, done: asyncio.Future[bytes]) -> None:
+        if not done.cancelled():
+            done.exception()  # what failed after the first failure is not looked at below
         while self._appended and self._appended[0].durable.done():
             durable, accepted, answer = self._appended[0]
             error = None if durable.cancelled() else durable.exception()
