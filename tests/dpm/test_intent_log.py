@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from goalstate.bus.base import MAX_PAYLOAD
 from goalstate.bus.errors import BrokerUnreachable, BusClosed
 from goalstate.dpm.errors import LogHeld, LogUnreadable
 from goalstate.dpm.intent_log import PART_BYTES, IntentLog
@@ -159,8 +160,6 @@ def test_a_log_that_is_not_open_takes_nothing() -> None:
 
 
 def test_parts_fit_into_a_message_of_every_broker() -> None:
-    from goalstate.bus.base import MAX_PAYLOAD  # noqa: PLC0415
-
     assert PART_BYTES <= MAX_PAYLOAD
 
 

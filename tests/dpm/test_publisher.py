@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from goalstate.bus.errors import BrokerUnreachable
+from goalstate.bus.memory import _BusProducer
 from goalstate.dpm.core import Publication
 from goalstate.dpm.publisher import BusTransport, Publisher
 from goalstate.gs import envelope as envelopes
@@ -330,8 +331,6 @@ def test_a_topic_that_is_just_being_opened_is_not_left_taken() -> None:
 
 def test_a_producer_that_does_not_close_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(region: Region) -> None:
-        from goalstate.bus.memory import _BusProducer  # noqa: PLC0415
-
         transport = new_transport(region)
         transport.send(publication(A, 1), lambda: None)
         await transport.drain()

@@ -54,10 +54,11 @@ class Served:
         self.stub: Any = api_grpc.DataPlaneManagerStub(channel)
 
     async def apply(self, *intents: Intent) -> api.ApplyReply:
+        reply = api.ApplyReply()
         for intent in intents:
             message = intent_codec.to_proto(intent)
             reply = await self.stub.Apply(api.ApplyRequest(intent=message), timeout=BOUND)
-        return reply  # type: ignore[no-any-return]
+        return reply
 
     async def status(self, **request: Any) -> api.StatusReply:
         reply: api.StatusReply = await self.stub.GetStatus(
@@ -129,7 +130,7 @@ async def served(region: Region, **more: Any) -> AsyncIterator[Served]:
             await bus.close()
 
 
-def test(scenario: Callable[[Served], Coroutine[None, None, None]], **more: Any) -> None:
+def play(scenario: Callable[[Served], Coroutine[None, None, None]], **more: Any) -> None:
     """Run a scenario against a publisher."""
 
     async def main() -> None:
@@ -137,9 +138,6 @@ def test(scenario: Callable[[Served], Coroutine[None, None, None]], **more: Any)
             await scenario(one)
 
     asyncio.run(main())
-
-
-test.__test__ = False  # type: ignore[attr-defined]
 
 
 async def error_of(call: Any) -> grpc.aio.AioRpcError:
@@ -210,7 +208,7 @@ def test_an_accepted_intent_is_answered_with_its_change_and_streams() -> None:
         again = await one.stub.Apply(api.ApplyRequest(intent=message), timeout=BOUND)
         assert (again.change, again.changed_objects, list(again.streams)) == (4, 0, [])
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_refusal_names_every_violation_with_its_path_and_changes_nothing() -> None:
@@ -227,7 +225,7 @@ def test_a_refusal_names_every_violation_with_its_path_and_changes_nothing() -> 
         assert f"{len(found)} violation" in str(error.details())
         await nothing_changed(one, len(build()))
 
-    test(scenario)
+    play(scenario)
 
 
 @pytest.mark.parametrize("size", [10, 300, 100_000])
@@ -242,7 +240,7 @@ def test_a_refusal_fits_into_its_reply_however_much_is_wrong(size: int) -> None:
         assert f"200 violation(s), of which {len(found)} are given" in str(error.details())
         await nothing_changed(one)
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_stream_of_intents_goes_on_after_a_refusal() -> None:
@@ -262,7 +260,7 @@ def test_a_stream_of_intents_goes_on_after_a_refusal() -> None:
         assert {v.reason for v in replies[1].violations} == {"UNKNOWN_REFERENCE"}
         assert not any(reply.violations for reply in replies[2:])
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_trace_goes_with_the_change_to_the_hosts() -> None:
@@ -281,7 +279,7 @@ def test_a_trace_goes_with_the_change_to_the_hosts() -> None:
             trace,
         ]
 
-    test(scenario)
+    play(scenario)
 
 
 # --- what is no request ---
@@ -306,7 +304,7 @@ def test_bytes_that_are_no_intent_are_refused_and_the_server_goes_on(
         await nothing_changed(one)
         assert (await one.apply(HOSTS)).change == 1
 
-    test(scenario)
+    play(scenario)
 
 
 @pytest.mark.parametrize("method", ["Wait", "Watch", "GetStatus", "GetIntent"])
@@ -316,7 +314,7 @@ def test_bytes_that_are_no_question_are_refused_and_the_server_goes_on(method: s
         assert error.code() is CODES.INVALID_ARGUMENT
         await nothing_changed(one)
 
-    test(scenario)
+    play(scenario)
 
 
 def test_what_came_before_malformed_bytes_stays() -> None:
@@ -326,7 +324,7 @@ def test_what_came_before_malformed_bytes_stays() -> None:
         assert error.code() is CODES.INVALID_ARGUMENT
         await nothing_changed(one, 1)
 
-    test(scenario)
+    play(scenario)
 
 
 def test_an_unknown_method_is_said_to_be_one() -> None:
@@ -334,7 +332,7 @@ def test_an_unknown_method_is_said_to_be_one() -> None:
         error = await error_of(one.raw("Guess", b""))
         assert error.code() is CODES.UNIMPLEMENTED
 
-    test(scenario)
+    play(scenario)
 
 
 @pytest.mark.parametrize("method", ["Apply", "ApplyStream"])
@@ -348,7 +346,7 @@ def test_an_intent_over_the_limit_is_refused_whole(method: str) -> None:
         await nothing_changed(one)
         assert (await one.apply(HOSTS)).change == 1
 
-    test(scenario, max_intent_bytes=2000)
+    play(scenario, max_intent_bytes=2000)
 
 
 def test_an_object_that_fits_into_no_message_is_refused_as_such() -> None:
@@ -360,7 +358,7 @@ def test_an_object_that_fits_into_no_message_is_refused_as_such() -> None:
         assert [(v.field, v.reason) for v in violations(error)] == [("ports[0]", "TOO_LARGE")]
         await nothing_changed(one, len(build()))
 
-    test(scenario)
+    play(scenario)
 
 
 # --- a log that is away ---
@@ -391,7 +389,7 @@ def test_without_its_log_a_publisher_is_unavailable_and_says_so() -> None:
         assert (await one.apply(build()[2])).change == 3
         assert (await one.status()).epoch > 1
 
-    test(scenario)
+    play(scenario)
 
 
 # --- waiting ---
@@ -423,7 +421,7 @@ def test_a_wait_for_what_cannot_be_is_refused_at_once(
             assert error.code() is code
             assert words in str(error.details())
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_wait_names_who_is_missing_and_why() -> None:
@@ -462,7 +460,7 @@ def test_a_wait_names_who_is_missing_and_why() -> None:
         assert {s.why for s in everybody.stragglers} == {api.Straggler.NEVER_REPORTED}
         assert {s.applied for s in everybody.stragglers} == {""}
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_wait_says_how_long_it_took_to_the_last_host() -> None:
@@ -487,7 +485,7 @@ def test_a_wait_says_how_long_it_took_to_the_last_host() -> None:
         assert (latency.count, latency.clock) == (1, "same clock")
         assert latency.p50_ms == latency.p99_ms == latency.max_ms == 7.0
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_watch_tells_every_step_and_ends_with_the_last() -> None:
@@ -504,7 +502,7 @@ def test_a_watch_tells_every_step_and_ends_with_the_last() -> None:
         assert steps == [0, 1, 2, 3, 4, 5]
         assert reply.converged
 
-    test(scenario)
+    play(scenario)
 
 
 def test_a_watch_ends_at_its_time_and_when_nobody_listens_any_more() -> None:
@@ -519,7 +517,7 @@ def test_a_watch_ends_at_its_time_and_when_nobody_listens_any_more() -> None:
             break
         assert (await one.status()).change == len(build())
 
-    test(scenario)
+    play(scenario)
 
 
 # --- what is ---
@@ -561,7 +559,7 @@ def test_the_status_counts_objects_streams_and_hosts() -> None:
         assert {h.group for h in hosts.values()} == set(RACKS.values())
         assert (hosts["h0"].ports, hosts["h4"].ports) == (3, 1)
 
-    test(scenario)
+    play(scenario)
 
 
 def test_the_status_of_a_vpc_is_of_its_streams_and_hosts() -> None:
@@ -573,7 +571,7 @@ def test_the_status_of_a_vpc_is_of_its_streams_and_hosts() -> None:
         error = await error_of(one.status(vpc_id="v9"))
         assert error.code() is CODES.NOT_FOUND
 
-    test(scenario)
+    play(scenario)
 
 
 async def intent(one: Served, **request: Any) -> tuple[Intent, int]:
@@ -598,7 +596,7 @@ def test_the_accepted_intent_is_given_back_in_pieces(monkeypatch: pytest.MonkeyP
             await fresh.apply(whole)
             assert (await intent(fresh))[0] == whole
 
-    test(scenario)
+    play(scenario)
 
 
 def test_the_intent_of_a_vpc_of_a_kind_or_of_one_object_is_given_alone() -> None:
@@ -614,7 +612,7 @@ def test_the_intent_of_a_vpc_of_a_kind_or_of_one_object_is_given_alone() -> None
         assert [p.id for p in single.ports] == ["v1-p0"]
         assert await intent(one, kind=intent_pb2.GATEWAY) == (Intent(), 0)
 
-    test(scenario)
+    play(scenario)
 
 
 @pytest.mark.parametrize(
@@ -634,7 +632,7 @@ def test_the_intent_of_what_is_not_there_is_an_error(
         assert error.code() is code
         assert words in str(error.details())
 
-    test(scenario)
+    play(scenario)
 
 
 def test_health_and_reflection_are_served() -> None:
@@ -659,7 +657,7 @@ def test_health_and_reflection_are_served() -> None:
         ]
         assert "goalstate.northbound.v1" in files
 
-    test(scenario)
+    play(scenario)
 
 
 def test_metrics_count_what_happened() -> None:
@@ -716,7 +714,7 @@ def test_metrics_count_what_happened() -> None:
         assert counted["goalstate_dpm_reports_total/taken"] == 7
         assert counted["goalstate_dpm_publish_backlog"] == 0
 
-    test(scenario, metrics_port=0)
+    play(scenario, metrics_port=0)
 
 
 # --- starting and stopping ---
@@ -731,7 +729,7 @@ def test_it_says_in_a_file_where_it_serves(tmp_path: Path) -> None:
         assert facts == one.facts
         assert facts["listen"] != "127.0.0.1:0"
 
-    test(scenario, ready_file=file)
+    play(scenario, ready_file=file)
 
 
 @pytest.mark.parametrize("port_of", ["listen", "metrics"])
@@ -802,4 +800,4 @@ def test_a_host_that_is_given_a_site_only_is_a_change_without_streams() -> None:
         waited = await one.stub.Wait(api.WaitRequest(change=reply.change), timeout=BOUND)
         assert (waited.converged, waited.hosts) == (True, 0)
 
-    test(scenario)
+    play(scenario)

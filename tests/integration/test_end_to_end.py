@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from goalstate.bus import brokers
 from goalstate.bus.brokers import Broker
+from goalstate.cli.errors import Unreachable
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.resources import Kind
 from goalstate.scale import generate
 from goalstate.scale.generate import Region
-from tests.integration.processes import System, run
+from tests.integration.processes import System, run, until
 
 REGION = Region(hosts=10, vpcs=(40, 12, 6), seed=7, group_size=4)
 PORTS = sum(REGION.vpcs)
@@ -206,3 +209,29 @@ def test_the_embedded_broker_does_the_same_job(embedded_broker: Broker, tmp_path
         one.converged(change=reply.change)
         one.converged()
         one.check()
+
+
+def test_a_broker_that_goes_away_and_comes_back_is_waited_for(tmp_path: Path) -> None:
+    with brokers.find("embedded", env={}) as broker, System(broker, tmp_path) as one:
+        one.start_dpm()
+        one.apply(REGION.host_intents())
+        one.start_fleet(REGION.hosts)
+        build(one)
+        before = one.client.status()
+        broker.kill()
+        # Hosts keep what they have, and the publisher says what it knows.
+        assert one.client.status().objects == before.objects
+        one.check()
+        broker.restart()
+        reply = until(lambda: accepted(one), "an intent is accepted again")
+        one.converged(change=reply.change)
+        one.converged()
+        one.check()
+
+
+def accepted(one: System) -> api.ApplyReply | None:
+    """The answer to one more port; None while the publisher cannot take it."""
+    try:
+        return one.apply([Intent(ports=(new_port(1, 0),))])
+    except Unreachable:
+        return None
