@@ -56,3 +56,7 @@ def command(arguments: Sequence[str]) -> str:
 
 def mib(size: float) -> str:
     return f"{written(size / 2**20)} MiB"
+
+
+def kib(size: float) -> str:
+    return written(size / 2**10)

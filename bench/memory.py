@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from bench.machine import mib, resident_bytes
+from bench.machine import kib, mib, resident_bytes
 from bench.report import Section, Table
 from bench.samples import written
 from bench.system import Brokers, Progress, System
 from goalstate.scale.generate import Region
 
 METHOD = """\
-Resident memory of a fleet's process (all hosts decode and hold everything, memory data plane, what
+Resident memory of a fleet's process (all hosts decode and hold everything, memory data plane; what
 several of them read is parsed once in the process, as is the default), by the kernel's account,
 after everything has converged: with 1 host, with {hosts:,} hosts that follow their inboxes only,
-then with a VPC that has a port on each of them, then with {more:,} ports more in the VPC. Each
-host has its own readers (2 in the end) and its own tables; the bytes of a neighbor are there once
-in the process and are referred to by all of its hosts, so a host that is alone in its process takes
-more for each (see "One agent"). Ports are created {piece} at a time, so that what is left of memory
-that large messages needed in passing is not counted as held."""
+then with a VPC that has a port on each of them, then with {more:,} ports more in the VPC. "A host"
+is what the process has beyond one with 1 host, divided by the hosts: readers (2 in the end), state
+and tables, all its own. "A neighbor held" is what it grew by with the VPC, divided by hosts and
+neighbors: the VPC's readers are in it. The bytes of a neighbor are there once in the process, and
+all of its hosts refer to them; a host that is alone in its process takes more (see "One agent").
+Ports are created {piece} at a time, so that memory that large messages took in passing does not
+count as held."""
 _PIECE = 100
 
 
@@ -46,25 +48,25 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             if created in (hosts, hosts + more):
                 sizes[created] = resident_bytes(fleet.pid)
                 progress(f"memory: {created:,} of {hosts + more:,} ports")
-    idle, follow, full = sizes[0], sizes[hosts], sizes[hosts + more]
-    neighbor = (full - follow) / hosts / more
-    stream = (follow - idle) / hosts - neighbor * hosts
+    idle = sizes[0]
     rows = [
-        ("the process with 1 host", mib(alone), "–"),
-        ("a host that follows its inbox only", "–", written((idle - alone) / (hosts - 1) / 1024)),
-        ("a VPC that it follows, without neighbors", "–", written(stream / 1024)),
-        ("1,000 neighbors that it holds", "–", written(neighbor * 1000 / 1024)),
-        (
-            f"{hosts:,} hosts with {hosts + more:,} neighbors each",
-            mib(full),
-            written(full / hosts / 1024),
-        ),
+        ("1 host, no VPC", mib(alone), "–", "–"),
+        (f"{hosts:,} hosts, no VPC", mib(idle), kib((idle - alone) / (hosts - 1)), "–"),
     ]
+    for neighbors, size in list(sizes.items())[1:]:
+        rows.append(
+            (
+                f"{hosts:,} hosts that hold {neighbors:,} neighbors each",
+                mib(size),
+                kib((size - alone) / (hosts - 1)),
+                written((size - idle) / hosts / neighbors),
+            )
+        )
     return Section(
         "memory",
         "Memory per simulated host",
         METHOD.format(hosts=hosts, more=more, piece=_PIECE),
         [],
-        [Table(("of", "process#", "KiB a host#"), rows)],
+        [Table(("process of", "resident#", "KiB a host#", "bytes a neighbor held#"), rows)],
         {"hosts": hosts, "one_host": alone, "resident_by_ports": sizes},
     )

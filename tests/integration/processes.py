@@ -173,8 +173,18 @@ class System:
         assert reply.converged, reply
         return reply
 
+    def all_live(self) -> None:
+        """Wait until the publisher, which may be new, has heard of every host."""
+
+        def live() -> bool:
+            status = self.client.status()
+            return not status.hosts_never_reported and not status.hosts_expired
+
+        until(live, "every host is live")
+
     def check(self) -> comparison.Comparison:
         """Every host holds what follows from the accepted intents, by other code than ours."""
+        self.all_live()
         found = comparison.compare(self.client, Output(False), intents=self.sent)
         assert found.differences == []
         assert (found.total, found.unknown) == (0, {})
