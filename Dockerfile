@@ -6,7 +6,7 @@ WORKDIR /source
 # What is installed from the lock file changes seldom, and so keeps its layer.
 COPY requirements.lock ./
 RUN /opt/goalstate/bin/pip install --no-cache-dir --disable-pip-version-check \
-    --require-hashes --requirement requirements.lock
+    --no-deps --require-hashes --requirement requirements.lock
 COPY LICENSE pyproject.toml ./
 COPY goalstate ./goalstate
 RUN /opt/goalstate/bin/pip install --no-cache-dir --disable-pip-version-check \
