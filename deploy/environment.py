@@ -105,8 +105,8 @@ def install(environment: Path, lock: Path) -> None:
     count = lock.read_text("utf-8").count("==")
     print(f"environment: installing up to {count} packages of {lock.name}", file=sys.stderr)
     for arguments in (
-        # The lock file is complete. Were pip to look at what its packages ask for, it would prefer a
-        # release newer than the locked one for "name[extra]", and then refuse it for want of a hash.
+        # The lock file is complete. Were pip to look at what its packages ask for, it would prefer
+        # a newer release than the locked one for "name[extra]", and refuse that for want of a hash.
         ["--no-deps", "--require-hashes", "--requirement", str(lock)],
         ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
     ):

@@ -9,7 +9,8 @@ Laws:
 
 1.  What one host knows no other host uses. Hosts share the connection, and the reading of a message
     that the bus hands to several of them (unless `shared_decoding` is off).
-2.  Reports are gathered: the news of all hosts within the report delay become one message. A host
+2.  Reports are gathered: the news of all hosts until none came for the report delay become one
+    message; where they keep coming, at the latest after `reporting.GATHER_DELAYS` of it. A host
     says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
     a report was lost.
 3.  Fail static: without a broker, hosts keep what they have, and try again.

@@ -18,6 +18,8 @@ from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 
 log = structlog.get_logger()
 
+#: How many times the report delay news are gathered for, at most, while they keep coming.
+GATHER_DELAYS = 20
 #: A message takes reports up to about this size, in bytes.
 MESSAGE_BYTES = 512 * 1024
 #: Messages on their way to the broker at a time; meanwhile news gather for longer.
@@ -59,6 +61,10 @@ class Reports(Generic[H]):
         self._credit = 0.0
         self._last: float | None = None
         self._under_way: set[asyncio.Future[bytes]] = set()
+        # Delays since the first of the news that wait, news in all, and how many at the last delay.
+        self._delays = 0
+        self._news = 0
+        self._seen = 0
         self._flush: asyncio.TimerHandle | None = None
         self._stopping = False
 
@@ -68,6 +74,7 @@ class Reports(Generic[H]):
 
     def dirty(self, host: H) -> None:
         """A host has something to tell."""
+        self._news += 1
         if not self._dirty:
             self._soon(self._delay_s)
         self._dirty[host] = None
@@ -114,7 +121,13 @@ class Reports(Generic[H]):
 
     def _flushed(self) -> None:
         self._flush = None
-        if len(self._under_way) < UNDER_WAY:
+        self._delays += 1
+        if self._news != self._seen and self._delays < GATHER_DELAYS:
+            # A change is just reaching the hosts: telling of it would keep the others from it.
+            self._seen = self._news
+            self._soon(self._delay_s)
+        elif len(self._under_way) < UNDER_WAY:
+            self._delays = 0
             self._send()
         # Else the answer of one that is under way brings us back.
 

@@ -47,39 +47,46 @@ class Reporter:
             return None
         self._number += 1
         streams = core.streams
-        told = (
-            list(streams.values())
-            if full
-            else [streams[id_] for id_ in core.changed if id_ in streams]
-        )
-        report = agent_pb2.HostReport(
-            host=core.host,
-            incarnation=self._incarnation,
-            number=self._number,
-            full=full,
-            streams=filter(None, map(position, told)),
-            exceptions=exceptions(core),
-            lease_s=self._lease_s,
-            inspection_address=self._inspection_address,
-            dropped=map(str, core.dropped),
-        )
+        # Field by field: a constructor with keywords takes twice as long.
+        report = agent_pb2.HostReport()
+        report.host = core.host
+        report.incarnation = self._incarnation
+        report.number = self._number
+        report.full = full
+        report.lease_s = self._lease_s
+        report.inspection_address = self._inspection_address
+        for id_ in streams if full else core.changed:
+            stream = streams.get(id_)
+            if stream is not None and _is_told(stream):
+                _tell(stream, report.streams.add())
+        report.exceptions.extend(exceptions(core))
+        report.dropped.extend(map(str, core.dropped))
         core.reported()
         return report
 
 
+def _is_told(stream: Stream) -> bool:
+    """Is anything of it applied, and is it still followed?"""
+    return stream.watermark != ORIGIN and not stream.leaving
+
+
+def _tell(stream: Stream, report: agent_pb2.StreamReport) -> None:
+    """Say how far a stream is applied."""
+    report.stream = str(stream.id)
+    report.epoch, report.sequence = stream.watermark
+    report.applied_unix_ns = stream.applied_ns
+    live = stream.live
+    if not stream.counting and stream.watermark == live.mark:
+        report.digest = digests.to_bytes(live.digest)
+
+
 def position(stream: Stream) -> agent_pb2.StreamReport | None:
     """How far a stream is applied; None if not at all, or if it is not followed any more."""
-    if stream.watermark == ORIGIN or stream.leaving:
+    if not _is_told(stream):
         return None
-    live = stream.live
-    told = not stream.counting and stream.watermark == live.mark
-    return agent_pb2.StreamReport(
-        stream=str(stream.id),
-        epoch=stream.watermark.epoch,
-        sequence=stream.watermark.sequence,
-        applied_unix_ns=stream.applied_ns,
-        digest=digests.to_bytes(live.digest) if told else b"",
-    )
+    report = agent_pb2.StreamReport()
+    _tell(stream, report)
+    return report
 
 
 def exceptions(core: HostCore) -> Iterator[agent_pb2.ResourceException]:
@@ -114,13 +121,15 @@ def _exception(
 
 def summary(core: HostCore) -> agent_pb2.HostSummary:
     """The heads of one host."""
-    return agent_pb2.HostSummary(
+    heads = agent_pb2.HostSummary(
         host=core.host,
         counting=core.counting,
         resources=sum(stream.resources() for stream in core.streams.values()),
-        streams=filter(None, map(position, core.streams.values())),
         exceptions=exceptions(core),
     )
+    for stream in filter(_is_told, core.streams.values()):
+        _tell(stream, heads.streams.add())
+    return heads
 
 
 def applied(core: HostCore, stream: Stream, kinds: Iterable[Kind] | None = None) -> list[Addressed]:

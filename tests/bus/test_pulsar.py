@@ -15,9 +15,6 @@ from goalstate.bus.errors import BusClosed
 class Silent:
     """A producer of the client that answers nothing but its closing."""
 
-    def send_async(self, message: Any, answered: Any) -> None:
-        pass
-
     def flush_async(self, answered: Any) -> None:
         pass
 
@@ -26,12 +23,12 @@ def silent_producer() -> pulsar.PulsarProducer:
     async def close_handle(handle: Any) -> None:
         pass
 
-    bus = SimpleNamespace(
+    client = SimpleNamespace(
         loop=asyncio.get_running_loop(),
-        mailbox=SimpleNamespace(put=None),
-        producers=set(),
+        send=lambda *_: None,
         close_handle=close_handle,
     )
+    bus = SimpleNamespace(client=client, producers=set())
     producer = pulsar.PulsarProducer(cast(pulsar.PulsarBus, bus), "t", Silent())
     bus.producers.add(producer)
     return producer
