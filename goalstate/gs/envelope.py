@@ -2,10 +2,19 @@
 
 It is a flat map of strings, so that it fits Pulsar's message properties and any other carrier.
 The payload stays a plain GoalStateV2 that a client of the Alcor schema can read alone.
+
+A *checkpoint* of a stream is on a topic of its own: CHECKPOINT messages `chunk` 1 to `chunks`, all
+with the mark M after which the log is to be read on, closed by an IN_SYNC message of the same mark.
+Writing it takes a while, in which the stream goes on, so a resource in it may be newer than M; none
+is older. What it holds is the stream's state once the log is read from M up to `until`.
+
+Messages of the log say where the newest checkpoint is. So that a quiet log does so too, an IN_SYNC
+message is put on it when a checkpoint is complete; its mark is that of the message before it.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -17,8 +26,28 @@ from goalstate.gs.streams import Mark, StreamId
 class MessageKind(StrEnum):
     DELTA = "delta"
     CHECKPOINT = "checkpoint"
-    #: Closes a checkpoint: whoever read it whole is in sync up to here.
+    #: Closes a checkpoint; on the log it only tells of one, and changes nothing.
     IN_SYNC = "in-sync"
+
+
+class CheckpointPlace(NamedTuple):
+    """Where a checkpoint is, and the log after it. Positions of the bus, as it gave them."""
+
+    #: On the topic of checkpoints: it is read after this; empty: from the topic's beginning.
+    begin: bytes
+    #: On the log: the message at the checkpoint's mark.
+    log: bytes
+
+    def __str__(self) -> str:
+        return f"{b64encode(self.begin).decode()},{b64encode(self.log).decode()}"
+
+    @classmethod
+    def parse(cls, text: str) -> CheckpointPlace:
+        """Raises ValueError."""
+        begin, comma, log = text.partition(",")
+        if not comma:
+            raise ValueError(f"{text!r} is no place of a checkpoint")
+        return cls(b64decode(begin, validate=True), b64decode(log, validate=True))
 
 
 class Envelope(NamedTuple):
@@ -43,6 +72,10 @@ class Envelope(NamedTuple):
     after: Mark | None = None
     #: W3C trace context, empty if there is none.
     traceparent: str = ""
+    #: The newest complete checkpoint; on the topic of checkpoints, the one that it closes.
+    checkpoint: CheckpointPlace | None = None
+    #: In the message that closes a checkpoint: the mark from which on its reader is in sync.
+    until: Mark | None = None
 
 
 def to_properties(envelope: Envelope) -> dict[str, str]:
@@ -62,6 +95,10 @@ def to_properties(envelope: Envelope) -> dict[str, str]:
         properties["after"] = str(envelope.after)
     if envelope.traceparent:
         properties["traceparent"] = envelope.traceparent
+    if envelope.checkpoint is not None:
+        properties["checkpoint"] = str(envelope.checkpoint)
+    if envelope.until is not None:
+        properties["until"] = str(envelope.until)
     return properties
 
 
@@ -91,6 +128,10 @@ def from_properties(properties: Mapping[str, str]) -> Envelope:
         checksum = properties[name]
         name = "after"
         after = Mark.parse(properties[name]) if name in properties else None
+        name = "checkpoint"
+        checkpoint = CheckpointPlace.parse(properties[name]) if name in properties else None
+        name = "until"
+        until = Mark.parse(properties[name]) if name in properties else None
     except KeyError:
         raise EnvelopeError(name, "missing") from None
     except ValueError:
@@ -112,4 +153,6 @@ def from_properties(properties: Mapping[str, str]) -> Envelope:
         published_ns,
         after,
         properties.get("traceparent", ""),
+        checkpoint,
+        until,
     )

@@ -46,6 +46,10 @@ class Topics(NamedTuple):
             raise ValueError(f"{topic!r} carries no stream")
         return StreamId(StreamKind(kind), decode(rest.removesuffix(".log")))
 
+    def checkpoints_of(self, stream: StreamId) -> str:
+        """Where the checkpoints of a stream are. There is no such topic before the first one."""
+        return f"{self.prefix}/{stream.kind.value}.{encode(stream.id)}.checkpoint"
+
     @property
     def intent_log(self) -> str:
         return f"{self.prefix}/intent.log"

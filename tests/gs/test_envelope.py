@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goalstate.gs.envelope import Envelope, MessageKind, from_properties, to_properties
+from goalstate.gs.envelope import (
+    CheckpointPlace,
+    Envelope,
+    MessageKind,
+    from_properties,
+    to_properties,
+)
 from goalstate.gs.errors import EnvelopeError
 from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind, vpc_stream
 
@@ -35,6 +41,8 @@ def envelopes(draw: st.DrawFn) -> Envelope:
         published_ns=draw(st.integers(0, 2**63)),
         after=draw(st.none() | st.just(ORIGIN) | MARKS),
         traceparent=draw(st.text()),
+        checkpoint=draw(st.none() | st.builds(CheckpointPlace, st.binary(), st.binary())),
+        until=draw(st.none() | MARKS),
     )
 
 
@@ -51,9 +59,11 @@ GOOD = Envelope(
     published_ns=5,
     after=Mark(1, 9),
     traceparent="00-1-2-01",
+    checkpoint=CheckpointPlace(b"a", b"b"),
+    until=Mark(2, 3),
 )
 OURS = to_properties(GOOD).keys()
-REQUIRED = sorted(OURS - {"after", "traceparent"})
+REQUIRED = sorted(OURS - {"after", "traceparent", "checkpoint", "until"})
 
 
 @given(envelopes())
@@ -70,9 +80,10 @@ def test_properties_of_others_do_not_disturb(envelope: Envelope, others: dict[st
 
 
 def test_what_is_not_there_takes_no_place() -> None:
-    bare = to_properties(GOOD._replace(after=None, traceparent=""))
+    less = GOOD._replace(after=None, traceparent="", checkpoint=None, until=None)
+    bare = to_properties(less)
     assert bare.keys() == set(REQUIRED)
-    assert from_properties(bare) == GOOD._replace(after=None, traceparent="")
+    assert from_properties(bare) == less
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -103,6 +114,9 @@ def test_a_missing_property_is_named(name: str) -> None:
         ("change", "last"),
         ("published_ns", "now"),
         ("after", "1"),
+        ("checkpoint", "YQ=="),
+        ("checkpoint", "YQ==,?"),
+        ("until", "1"),
     ],
 )
 def test_a_property_that_cannot_be_is_named(name: str, value: str) -> None:

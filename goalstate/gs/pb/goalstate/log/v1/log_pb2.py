@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2 as goalstate_dot_northbound_dot_v1_dot_intent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agoalstate/log/v1/log.proto\x12\x10goalstate.log.v1\x1a$goalstate/northbound/v1/intent.proto\"\xa4\x01\n\x06Record\x12\x34\n\x0bincarnation\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.IncarnationH\x00\x12*\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x18.goalstate.log.v1.ChangeH\x00\x12\x30\n\tpublished\x18\x03 \x01(\x0b\x32\x1b.goalstate.log.v1.PublishedH\x00\x42\x06\n\x04\x62ody\"a\n\x0bIncarnation\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x0f\n\x07unix_ns\x18\x03 \x01(\x03\x12\"\n\x1asecurity_groups_own_stream\x18\x04 \x01(\x08\"x\n\x06\x43hange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12/\n\x06intent\x18\x03 \x01(\x0b\x32\x1f.goalstate.northbound.v1.Intent\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x1b\n\tPublished\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agoalstate/log/v1/log.proto\x12\x10goalstate.log.v1\x1a$goalstate/northbound/v1/intent.proto\"\xdc\x01\n\x06Record\x12\x34\n\x0bincarnation\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.IncarnationH\x00\x12*\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x18.goalstate.log.v1.ChangeH\x00\x12\x30\n\tpublished\x18\x03 \x01(\x0b\x32\x1b.goalstate.log.v1.PublishedH\x00\x12\x36\n\x0c\x63heckpointed\x18\x04 \x01(\x0b\x32\x1e.goalstate.log.v1.CheckpointedH\x00\x42\x06\n\x04\x62ody\"a\n\x0bIncarnation\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x0f\n\x07unix_ns\x18\x03 \x01(\x03\x12\"\n\x1asecurity_groups_own_stream\x18\x04 \x01(\x08\"x\n\x06\x43hange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12/\n\x06intent\x18\x03 \x01(\x0b\x32\x1f.goalstate.northbound.v1.Intent\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x1b\n\tPublished\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\"s\n\x0c\x43heckpointed\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x0c\x12\x14\n\x0clog_position\x18\x05 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'goalstate.gs.pb.goalstate.l
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECORD']._serialized_start=87
-  _globals['_RECORD']._serialized_end=251
-  _globals['_INCARNATION']._serialized_start=253
-  _globals['_INCARNATION']._serialized_end=350
-  _globals['_CHANGE']._serialized_start=352
-  _globals['_CHANGE']._serialized_end=472
-  _globals['_PUBLISHED']._serialized_start=474
-  _globals['_PUBLISHED']._serialized_end=501
+  _globals['_RECORD']._serialized_end=307
+  _globals['_INCARNATION']._serialized_start=309
+  _globals['_INCARNATION']._serialized_end=406
+  _globals['_CHANGE']._serialized_start=408
+  _globals['_CHANGE']._serialized_end=528
+  _globals['_PUBLISHED']._serialized_start=530
+  _globals['_PUBLISHED']._serialized_end=557
+  _globals['_CHECKPOINTED']._serialized_start=559
+  _globals['_CHECKPOINTED']._serialized_end=674
 # @@protoc_insertion_point(module_scope)

@@ -25,24 +25,28 @@ class Record(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
+    CHECKPOINTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def incarnation(self) -> Global___Incarnation: ...
     @_builtins.property
     def change(self) -> Global___Change: ...
     @_builtins.property
     def published(self) -> Global___Published: ...
+    @_builtins.property
+    def checkpointed(self) -> Global___Checkpointed: ...
     def __init__(
         self,
         *,
         incarnation: Global___Incarnation | None = ...,
         change: Global___Change | None = ...,
         published: Global___Published | None = ...,
+        checkpointed: Global___Checkpointed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "checkpointed", b"checkpointed", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "checkpointed", b"checkpointed", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["incarnation", "change", "published"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["incarnation", "change", "published", "checkpointed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -132,3 +136,45 @@ class Published(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Published: _TypeAlias = Published  # noqa: Y015
+
+@_typing.final
+class Checkpointed(_message.Message):
+    """A checkpoint of a stream is complete. The newest of each stream counts; one that was not noted is
+    not used, which costs its readers time and nothing else.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    LOG_POSITION_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    epoch: _builtins.int
+    """the mark after which the log is to be read"""
+    sequence: _builtins.int
+    begin: _builtins.bytes
+    """position on the topic of checkpoints that it comes after"""
+    log_position: _builtins.bytes
+    """of the message at that mark"""
+    bytes: _builtins.int
+    """of payload"""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        begin: _builtins.bytes = ...,
+        log_position: _builtins.bytes = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "bytes", b"bytes", "epoch", b"epoch", "log_position", b"log_position", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpointed: _TypeAlias = Checkpointed  # noqa: Y015
