@@ -83,6 +83,10 @@ proto: dev-environment ## goalstate/gs/pb from the .proto files
 bench: dev-environment ## measurements beside the plain Pulsar client, on the same broker
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: fuzz
+fuzz: dev-environment ## every reader of foreign bytes, a minute each; ARGS="--target yaml --seconds 600"
+	@$(BIN)/python -m fuzz $(ARGS)
+
 .PHONY: lock
 lock: dev-environment ## the lock files from pyproject.toml; ARGS=--upgrade for newest versions
 	$(BIN)/python deploy/locks.py $(ARGS)
