@@ -206,6 +206,9 @@ class HostCore:
                 yield stream.id, number, id_, fault
             for fault in stream.live.unread.values():
                 yield stream.id, 0, "", fault
+            if stream.disagreements:
+                reason = "DIGEST: what is held is not what the publisher says; reading it again"
+                yield stream.id, 0, "", Fault(True, reason, 0, stream.disagreed)
             if stream.attempts > 1:
                 mark = stream.live.mark
                 expected = Mark(mark.epoch, mark.sequence + 1)
@@ -233,8 +236,14 @@ class HostCore:
         if content is not None:
             self._take(stream, reading, content, previous, now)
         agrees = content is None or reading.agrees(envelope)
-        if agrees and content is not None and (reading.unread or reading.malformed):
-            # The digest shows that the rest of the content came otherwise.
+        if (
+            agrees
+            and content is not None
+            and (reading.unread or reading.malformed)
+            and (content.digest is not None or stream.id.kind is not StreamKind.INBOX)
+        ):
+            # The digest shows that the rest of the content came otherwise. (On an inbox only a
+            # message that gives one for this host does.)
             self.exceptions_changed |= reading.reconcile()
         if stream.shadow is not None:
             if reading.mark >= stream.live.mark and not reading.loading:
@@ -305,6 +314,7 @@ class HostCore:
     def _judge(self, stream: Stream, agrees: bool, now: int) -> None:
         """Act on whether what is held agrees with the publisher's digest."""
         if agrees:
+            self.exceptions_changed |= stream.disagreements > 0
             stream.disagreements = 0
             stream.resync_ns = None
         elif stream.resync_ns is None and not (stream.live.unread or stream.live.malformed):
@@ -312,6 +322,8 @@ class HostCore:
             self.counters.mismatches += 1
             stream.disagreements += 1
             if stream.disagreements == 1:
+                stream.disagreed = stream.live.mark
+                self.exceptions_changed = True
                 self._resync(stream, now)
             else:
                 wait = min(RETRY_NS << min(stream.disagreements - 2, 10), RETRY_MAX_NS)

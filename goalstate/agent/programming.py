@@ -40,7 +40,7 @@ from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import Mark, StreamId
 
 _REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
-_REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT})
+_REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _NOTHING: Mapping[str, Resource] = {}
 _WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
 

@@ -131,6 +131,10 @@ class Readers:
                     failures += 1
                     log.warning("cannot follow", stream=str(stream), error=str(error))
                     await asyncio.sleep(self._delay(failures))
+                except Exception:  # a defect must not end the following for good
+                    failures += 1
+                    log.exception("cannot follow", stream=str(stream))
+                    await asyncio.sleep(self._delay(failures))
         finally:
             following.task = None
             if following.wish is None and following.reader is None:

@@ -221,6 +221,7 @@ class Stream:
         "applied_ns",
         "attempts",
         "counting",
+        "disagreed",
         "disagreements",
         "fences",
         "id",
@@ -271,6 +272,8 @@ class Stream:
         self.reread_ns: int | None = None
         self.suspect = ORIGIN
         self.disagreements = 0
+        #: Where the first of them was found.
+        self.disagreed = ORIGIN
         self.resync_ns: int | None = None
 
     @property

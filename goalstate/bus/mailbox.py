@@ -49,8 +49,9 @@ class Mailbox:
 
     def put(self, handler: Handler, *args: Any) -> None:
         """Have `handler(*args)` called in the loop. From any thread."""
-        self._items.append((0, handler, args))
-        self._wake()
+        if not self._closed:
+            self._items.append((0, handler, args))
+            self._wake()
 
     def put_weighed(self, weight: int, handler: Handler, *args: Any) -> None:
         """As `put`, but wait for room first. From any thread but the loop's."""
@@ -58,8 +59,9 @@ class Mailbox:
             while self._weight > self._bound and not self._closed:
                 self._room.wait()
             self._weight += weight
-        self._items.append((weight, handler, args))
-        self._wake()
+        if not self._closed:
+            self._items.append((weight, handler, args))
+            self._wake()
 
     def close(self) -> None:
         """Drop what waits and let blocked threads go."""

@@ -317,8 +317,13 @@ class Client:
             try:
                 async with asyncio.timeout(self.timeout + 1.0):
                     return await opened
-            except TimeoutError:
-                raise BrokerUnreachable(f"{self.url}: {what}: no answer") from None
+            except BaseException as error:
+                if opened.done() and not opened.cancelled() and opened.exception() is None:
+                    # It was answered in the very turn in which nobody waited any more.
+                    opened.result().close_async(lambda result: None)
+                if isinstance(error, TimeoutError):
+                    raise BrokerUnreachable(f"{self.url}: {what}: no answer") from None
+                raise
 
     def _check_open(self) -> None:
         if self._closed:

@@ -405,9 +405,11 @@ class Engine:
                     pass
                 if self.core is not core and change is None:
                     # What was wanted may have been lost with the log that it was to go into.
-                    core = self.core
+                    async with self._lock:
+                        core = self.core
+                        renewed = self.convergence.begin(*self._target(change, vpc), quorum)
                     self._end(wait)
-                    wait = self.convergence.begin(*self._target(change, vpc), quorum)
+                    wait = renewed
                     self._moved[wait] = event
         finally:
             self._end(wait)

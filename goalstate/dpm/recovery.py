@@ -7,7 +7,7 @@ for one placement of security groups, so the log says which, and is refused unde
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from goalstate.bus.base import EARLIEST, Bus
 from goalstate.dpm.core import Accepted, Core, Publication
@@ -104,16 +104,42 @@ class Replay:
 async def not_on_topics(
     bus: Bus, topics: Topics, publications: Iterable[Publication]
 ) -> list[Publication]:
-    """Those that their topics do not hold yet, in their order. Raises BusError."""
-    heads: dict[StreamId, Mark] = {}
-    missing = []
+    """Those that their topics may lack, in their order. Raises BusError.
+
+    A bus may fail one message and write a later one. From the first that is missing on all are sent
+    again: readers need the order, and know a repeated message by its mark.
+    """
+    publications = list(publications)
+    marks: dict[StreamId, list[Mark]] = {}
     for publication in publications:
-        stream = publication.envelope.stream
-        if stream not in heads:
-            heads[stream] = await _head(bus, topics.of_stream(stream), stream)
-        if publication.envelope.mark > heads[stream]:
-            missing.append(publication)
-    return missing
+        marks.setdefault(publication.envelope.stream, []).append(publication.envelope.mark)
+    first = {
+        stream: await _first_missing(bus, topics.of_stream(stream), stream, of_stream)
+        for stream, of_stream in marks.items()
+    }
+    return [
+        publication
+        for publication in publications
+        if (missing := first[publication.envelope.stream]) is not None
+        and publication.envelope.mark >= missing
+    ]
+
+
+async def _first_missing(
+    bus: Bus, topic: str, stream: StreamId, marks: Sequence[Mark]
+) -> Mark | None:
+    """The first of these ascending marks that is not on the topic; None if all are."""
+    head = await _head(bus, topic, stream)
+    if head < marks[0]:
+        return marks[0]
+    if head == marks[0]:
+        return marks[1] if len(marks) > 1 else None
+    there = set()
+    async for message in bus.read_to_end(topic, EARLIEST):
+        envelope = _envelope(message.properties, stream)
+        if envelope is not None:
+            there.add(envelope.mark)
+    return next((mark for mark in marks if mark not in there), None)
 
 
 async def _head(bus: Bus, topic: str, stream: StreamId) -> Mark:

@@ -48,9 +48,9 @@ def _rule_key(rule: Any) -> bytes:
 def revokes(before: Resource | None, after: Resource) -> bool:
     """Does this change take a permission away that `before` gave?
 
-    True for a security group that loses a rule, and for a port that leaves a security group
-    (with all its rules) or is switched off. Deleting a whole group or port is a deletion like any
-    other.
+    True for a security group that loses a rule, for a port that leaves a security group (with all
+    its rules) or is switched off, and for a neighbor that leaves a group, whose members rules may
+    let in. Deleting one of them as a whole is a deletion like any other.
     """
     if before is None or not before.payload or not after.payload:
         return False
@@ -64,4 +64,8 @@ def revokes(before: Resource | None, after: Resource) -> bool:
         now = resources_pb2.PortConfiguration.FromString(after.payload)
         left = {g.id for g in was.security_group_ids} - {g.id for g in now.security_group_ids}
         return bool(left) or (was.admin_state_up and not now.admin_state_up)
+    if after.kind is Kind.NEIGHBOR:
+        parse_neighbor = resources_pb2.NeighborConfiguration.FromString
+        was_in = set(parse_neighbor(before.payload).security_group_ids)
+        return not was_in <= set(parse_neighbor(after.payload).security_group_ids)
     return False

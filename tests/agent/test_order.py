@@ -174,6 +174,20 @@ def test_a_message_that_stays_corrupted_is_refused_by_name_and_the_stream_goes_o
     assert rig.agrees()
 
 
+def test_what_is_unreadable_on_an_inbox_stays_refused_while_others_get_messages(rig: Rig) -> None:
+    properties, payload = rig.inbox.publish(port(1))
+    rig.put((properties, payload[:-1] + b"?"))
+    rig.run()
+    refused = rig.exceptions()
+    assert list(refused.values()) == ["REFUSED CHECKSUM"]
+    rig.put(rig.inbox.publish(port(8), host="host-2"))
+    rig.run()
+    assert rig.exceptions() == refused
+    rig.on_inbox(port(1, 2))
+    assert not rig.exceptions()
+    assert "port/port-1" in rig.applied(INBOX)
+
+
 @pytest.mark.parametrize(
     ("payload", "why"),
     [

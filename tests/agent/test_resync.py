@@ -89,6 +89,18 @@ def test_a_log_at_fault_is_held_as_it_is_and_tried_ever_less_often(rig: Rig) -> 
     assert len(rig.follows) == follows
 
 
+def test_while_the_digest_differs_the_host_says_that_it_does_not_have_the_state(rig: Rig) -> None:
+    stream = rig.core.streams[STREAM]
+    stream.live.digest ^= 1
+    sent = rig.vpc.publish(neighbor(1))
+    rig.perform(rig.core.receive(STREAM, *sent, b"p", rig.now))
+    assert list(rig.exceptions().values()) == ["PENDING DIGEST"]
+    rig.put(sent)
+    rig.run()
+    assert not rig.exceptions()
+    assert rig.agrees()
+
+
 def test_subscriptions_that_drifted_are_followed_or_ended(rig: Rig) -> None:
     inbox = rig.core.streams[INBOX].live
     inbox.held[subscription().kind].clear()

@@ -7,12 +7,15 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from goalstate.dpm.core import Core
 from goalstate.dpm.errors import LogUnreadable
 from goalstate.dpm.intent_log import IntentLog
-from goalstate.dpm.recovery import Replay
+from goalstate.dpm.recovery import Replay, not_on_topics
 from goalstate.gs import intent_codec
+from goalstate.gs.envelope import to_properties
 from goalstate.gs.intent import Intent, ObjectKind, Vpc
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
+from goalstate.gs.streams import vpc_stream
 from goalstate.gs.topics import Topics
 from tests.dpm.wires import Region
 
@@ -94,3 +97,31 @@ def test_a_log_of_the_other_placement_is_refused() -> None:
     other = Replay(Topics(), security_groups_own_stream=True)
     with pytest.raises(LogUnreadable, match="security_groups: vpc-stream"):
         other.redo(incarnation(1))
+
+
+@pytest.mark.parametrize(
+    ("there", "again"),
+    [((), [1, 2, 3]), ((1,), [2, 3]), ((1, 2, 3), []), ((1, 3), [2, 3]), ((2, 3), [1, 2, 3])],
+)
+def test_from_the_first_that_is_missing_on_all_are_sent_again(
+    there: tuple[int, ...], again: list[int]
+) -> None:
+    """Also where a later one is on the topic: a send failed, and the next one did not."""
+
+    async def test(region: Region) -> None:
+        core = Core(region.topics)
+        core.begin_epoch(1)
+        publications = []
+        for number in range(3):
+            vpc = Vpc("v", cidr="10.0.0.0/8", tunnel_id=1, name=f"name-{number}")
+            accepted = core.accept(core.plan(Intent(vpcs=(vpc,))), 1)
+            publications += accepted.publications
+        topic = region.topics.of_stream(vpc_stream("v"))
+        for publication in publications:
+            if publication.envelope.mark.sequence in there:
+                properties = to_properties(publication.envelope)
+                region.broker.publish(topic, publication.payload, properties=properties)
+        missing = await not_on_topics(region.bus(), region.topics, publications)
+        assert [publication.envelope.mark.sequence for publication in missing] == again
+
+    run(test)

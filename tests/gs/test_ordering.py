@@ -143,8 +143,17 @@ def test_what_is_new_and_what_goes_whole_are_no_revocations(resource: Resource) 
     assert not revokes(resource, gone(resource))
 
 
-def test_no_other_kind_gives_permissions() -> None:
+def test_a_neighbor_that_leaves_a_group_is_let_in_by_its_members_no_more() -> None:
     one = resources_pb2.NeighborConfiguration(id="n", security_group_ids=["g"])
     before = Resource(Kind.NEIGHBOR, "n", 1, one.SerializeToString())
-    del one.security_group_ids[:]
+    one.security_group_ids.append("h")
     assert not revokes(before, Resource(Kind.NEIGHBOR, "n", 2, one.SerializeToString()))
+    del one.security_group_ids[0]
+    assert revokes(before, Resource(Kind.NEIGHBOR, "n", 2, one.SerializeToString()))
+
+
+def test_no_other_kind_gives_permissions() -> None:
+    one = resources_pb2.SubnetConfiguration(id="s", cidr="10.0.0.0/8")
+    before = Resource(Kind.SUBNET, "s", 1, one.SerializeToString())
+    one.cidr = ""
+    assert not revokes(before, Resource(Kind.SUBNET, "s", 2, one.SerializeToString()))
