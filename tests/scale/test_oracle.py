@@ -235,7 +235,7 @@ def test_messages_are_compared_like_resources(simple: Publisher) -> None:
     host, held = one_host(simple)
     kinds = {word: kind for kind, word in WORDS.items()}
     messages: list[tuple[str, Any]] = [held[-1]]
-    for stream in {stream for stream, _ in held[:-1]}:
+    for stream in dict.fromkeys(stream for stream, _ in held[:-1]):
         items = [
             Addressed("", Held(kinds[r.kind], r.id, 1, r.payload))
             for s, r in held[:-1]
@@ -243,7 +243,8 @@ def test_messages_are_compared_like_resources(simple: Publisher) -> None:
         ]
         messages.append((stream, goalstate_pb2.GoalStateV2.FromString(encode(items))))
     assert compare(oracle, host, messages) == []
-    del messages[1][1].neighbor_states[next(iter(messages[1][1].neighbor_states), "")]
+    states = next(m.neighbor_states for _, m in messages[1:] if m.neighbor_states)
+    del states[next(iter(states))]
     broken = [(s, copy.deepcopy(m)) for s, m in messages]
     for _, message in broken:
         for entry in message.neighbor_states.values():
