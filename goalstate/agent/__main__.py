@@ -4,7 +4,8 @@ broker ──▶ Bus ──▶ Readers ──▶ HostCore ×N ──▶ DataPlan
             ▲                     │
             └───── Reports ◀──────┤ watermarks, exceptions
 gRPC clients ──▶ InspectionService┤ what is applied
-Prometheus ────▶ /metrics ────────┘ FleetMetrics
+Prometheus ────▶ /metrics ────────┤ FleetMetrics
+state file ◀─▶ Storing ◀──────────┘ what is held
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from goalstate.agent.fleet import Fleet, FleetSettings, Member, counts
 from goalstate.agent.inspection import InspectionService
 from goalstate.agent.metrics import registry
 from goalstate.agent.registration import register
+from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
 from goalstate.gs.naming import simulated_host
@@ -96,9 +98,13 @@ async def run(
     own_bus = bus is None
     http: tuple[Any, Any] | None = None
     fleet: Fleet | None = None
+    state: StateFile | None = None
     try:
         # Bind first: a taken port must cost nothing.
         facts["listen"] = bind(server, config.inspect) if config.inspect else None
+        if config.state_dir is not None:
+            names = [host.id for host in hosts]
+            state = await asyncio.to_thread(StateFile.open, config.state_dir, config.region, names)
         if bus is None:
             bus = await connect(config.broker)
         fleet = Fleet(
@@ -120,6 +126,7 @@ async def run(
                 shared_decoding=config.decoding == "shared",
             ),
             _data_planes(config),
+            state,
         )
         http = serve_metrics(config.metrics_address, config.metrics_port, registry(fleet))
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
@@ -149,6 +156,8 @@ async def run(
         await server.stop(0)
         if fleet is not None:
             await fleet.stop()
+        if state is not None:
+            await asyncio.to_thread(state.close)
         if own_bus and bus is not None:
             await bus.close()
     log.info("stopped")

@@ -10,7 +10,10 @@ from goalstate.gs.streams import StreamId
 
 
 class Follow(NamedTuple):
-    """Read `topic` after position `start`. Replaces an open reader of the stream."""
+    """Read `topic` after position `start`. Replaces an open reader of the stream.
+
+    An empty start is the beginning of the stream; `beginning` says what to read then.
+    """
 
     stream: StreamId
     topic: str

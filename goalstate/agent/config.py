@@ -65,6 +65,11 @@ class AgentConfig(BaseSettings):
     )
     open_readers_at_a_time: int = Field(default=256, ge=1)
 
+    state_dir: Path | None = Field(
+        default=None,
+        description="where hosts store what they hold, to go on from there; None: nowhere",
+    )
+
     inspect: str | None = Field(
         default="127.0.0.1:50152", description="of the inspection service; None: not served"
     )

@@ -15,7 +15,8 @@ Laws (those of a stream's order are in `stream`, those of programming in `progra
 1.  Received is not accepted, accepted is not applied. What was accepted is held; the digest is of
     that. What a host says that it applied is what its data plane confirmed.
 2.  A gap is repaired by reading again after the last good message; if that brings no progress, from
-    the beginning, into a shadow, with a delay that doubles from RETRY_NS to RETRY_MAX_NS. Nothing
+    the beginning, into a shadow, with a delay that doubles from RETRY_NS to RETRY_MAX_NS. So is a
+    position that the broker does not have any more, with a delay from the second time on. Nothing
     is skipped. While a gap cannot be repaired, it is an exception of its stream.
 3.  A message whose bytes are not what its checksum says is read once more. If it comes the same
     way, or if it is intact and cannot be read, it is refused by name: the stream goes on, with an
@@ -26,20 +27,27 @@ Laws (those of a stream's order are in `stream`, those of programming in `progra
     what it says is held, the reports say with which digest, and it is tried again ever less often.
 5.  A host follows its inbox and the streams that it has subscriptions for. When one ends, all that
     came from its stream is taken out of the data plane.
-6.  A counting host checks order and checksum of the streams of VPCs and security groups, and holds
+6.  The beginning of a stream is its newest checkpoint, where it has one, and then the log after it
+    (`beginning`). A checkpoint is always read into a shadow. Until that is exact, the host keeps
+    what it has, and says nothing of what it reads.
+7.  A host that starts with what an earlier run stored (see `state`) programs that first, and reads
+    on where it was.
+8.  A counting host checks order and checksum of the streams of VPCs and security groups, and holds
     nothing of them. As it cannot know what its ports refer to, it does not wait for references.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from goalstate.agent.actions import Action, Follow, Program, Unfollow
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
 from goalstate.agent.programming import Programming
+from goalstate.agent.state import Journal, StoredStream, restored
 from goalstate.agent.stream import Fault, Place, Reading, Stream
+from goalstate.gs.envelope import MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
@@ -71,7 +79,9 @@ class HostCore:
         counting: bool = False,
         decoder: Decoder | None = None,
         counters: Counters | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        """`journal` is told what is to be stored; without one, nothing is."""
         self.host = host
         self.inbox = inbox
         self.counting = counting
@@ -90,6 +100,9 @@ class HostCore:
         self.changed: dict[StreamId, None] = {}
         self.dropped: dict[StreamId, None] = {}
         self.exceptions_changed = False
+        self.journal = journal
+        #: Not followed (yet) in this run.
+        self._stored: dict[StreamId, StoredStream] = {}
         self._topics = settings.topics
         self._decoder = decoder if decoder is not None else Decoder(capacity=0)
         self._program = 0
@@ -98,9 +111,20 @@ class HostCore:
 
     # --- events ---
 
-    def start(self, now: int) -> list[Action]:
-        """Begin to follow the inbox."""
-        self._follow(self.inbox, self._topics.of_stream(self.inbox), b"")
+    def start(self, now: int, stored: Iterable[StoredStream] = ()) -> list[Action]:
+        """Begin to follow the inbox: anew, or where an earlier run stored that it was.
+
+        What was stored goes to the data plane, which must be empty, before anything is read.
+        """
+        self._stored = {one.stream: one for one in stored}
+        if self.journal is not None:
+            self.journal.found(self._stored)
+        self._follow(self.inbox, self._topics.of_stream(self.inbox), b"", now)
+        if self.journal is not None:
+            for stream_id in self._stored:
+                self.journal.moved(stream_id)
+        # Nothing of it is followed any more.
+        self._stored = {}
         return self._done(now)
 
     def receive(
@@ -129,12 +153,14 @@ class HostCore:
             return []
         place = stream.reading.place(envelope)
         if place is Place.NEXT:
-            if received.intact or stream.suspect == envelope.mark:
+            if received.intact or stream.suspect == (envelope.mark, envelope.chunk):
                 self._accept(stream, received, position, now)
             else:
-                stream.suspect = envelope.mark
+                stream.suspect = (envelope.mark, envelope.chunk)
                 self.counters.corrupted += 1
                 self._reread(stream, envelope.mark, now)
+        elif place is Place.KNOWN:
+            self._pass(stream, envelope.mark, position)
         elif place is Place.DUPLICATE:
             self.counters.duplicates += 1
         elif place is Place.STALE:
@@ -148,10 +174,18 @@ class HostCore:
         return self._done(now)
 
     def position_gone(self, stream_id: StreamId, now: int) -> list[Action]:
-        """The log no longer holds the position that the last Follow named."""
+        """The broker no longer holds what the last Follow was to begin with: of the log, or the
+        checkpoint.
+        """
         stream = self.streams.get(stream_id)
         if stream is not None and not stream.leaving:
-            self._resync(stream, now)
+            stream.gone += 1
+            if stream.gone == 1:
+                self._resync(stream, now)
+            else:
+                self.exceptions_changed = True
+                stream.reread_ns = now + _delay(stream.gone)
+                self._wake_at(stream.reread_ns)
         return self._done(now)
 
     def programmed(self, number: int, refused: Mapping[int, str], now: int) -> list[Action]:
@@ -214,21 +248,31 @@ class HostCore:
                 expected = Mark(mark.epoch, mark.sequence + 1)
                 reason = f"GAP: after {mark} came {stream.stuck}, also when read again"
                 yield stream.id, 0, "", Fault(False, reason, 0, expected)
+            elif stream.gone > 1:
+                mark = stream.live.mark
+                expected = Mark(mark.epoch, mark.sequence + 1)
+                reason = f"GAP: the broker does not have what came after {mark} any more"
+                yield stream.id, 0, "", Fault(False, reason, 0, expected)
 
     # --- reading ---
 
     def _accept(self, stream: Stream, received: Received, position: bytes, now: int) -> None:
         envelope = received.envelope
         reading = stream.reading
-        if stream.shadow is None and reading.mark == ORIGIN and envelope.mark.sequence != 1:
-            # It begins with a checkpoint, which is of use when it is complete.
+        if envelope.kind is MessageKind.CHECKPOINT and envelope.chunk == 1:
             reading = stream.shadow = Reading()
         previous = reading.mark
         reading.step(envelope, position)
-        if stream.attempts and envelope.mark >= stream.stuck:
+        # All chunks of a checkpoint have one mark: only its end is progress.
+        checkpoint = envelope.kind is MessageKind.CHECKPOINT
+        if stream.attempts and envelope.mark >= stream.stuck and not checkpoint:
             self.exceptions_changed |= stream.attempts > 1
             stream.attempts = 0
             stream.reread_ns = None
+        if envelope.kind is MessageKind.DELTA:
+            self._found(stream)
+        elif envelope.kind is MessageKind.IN_SYNC:
+            self._actions.append(Follow(stream.id, stream.topic, reading.position))
         stream.published_ns = envelope.published_ns
         self.counters.messages[stream.id.kind] += 1
         self.counters.bytes += len(received.payload)
@@ -239,6 +283,7 @@ class HostCore:
         if (
             agrees
             and content is not None
+            and not reading.loading
             and (reading.unread or reading.malformed)
             and (content.digest is not None or stream.id.kind is not StreamKind.INBOX)
         ):
@@ -250,9 +295,22 @@ class HostCore:
                 self._swap(stream, now)
                 self._judge(stream, agrees, now)
         else:
+            self._moved(stream)
             self._judge(stream, agrees, now)
         if not stream.outstanding:
             self._advance(stream, now)
+
+    def _pass(self, stream: Stream, mark: Mark, position: bytes) -> None:
+        """A message of the log says what is known: that everything up to its mark came before."""
+        self._found(stream)
+        if mark == stream.reading.mark:
+            stream.reading.position = position
+            self._moved(stream)
+
+    def _found(self, stream: Stream) -> None:
+        """The broker has the log where it is read."""
+        self.exceptions_changed |= stream.gone > 1
+        stream.gone = 0
 
     def _content(self, stream: Stream, received: Received, reading: Reading) -> Content | None:
         """What the message holds; None if it is not to be held, or cannot be."""
@@ -280,6 +338,8 @@ class HostCore:
         for group in content.groups:
             taken = reading.take(group)
             if live:
+                if self.journal is not None and (taken is None or taken or group.deletion):
+                    self.journal.touched(stream.id, group.kind, group.ids)
                 self._want(stream, group, taken, previous, now)
         self.counters.out_of_order += reading.out_of_order - out_of_order
         if content.malformed or reading.malformed:
@@ -296,13 +356,18 @@ class HostCore:
             return
         stream.attempts += 1
         if stream.attempts == 1:
-            reading = stream.reading
-            start = reading.position or (b"" if stream.shadow else stream.start)
+            self._restart(stream)
+            start = stream.reading.position or (b"" if stream.shadow else stream.start)
             self._actions.append(Follow(stream.id, stream.topic, start))
             return
         self.exceptions_changed = True
-        stream.reread_ns = now + min(RETRY_NS << min(stream.attempts - 2, 10), RETRY_MAX_NS)
+        stream.reread_ns = now + _delay(stream.attempts)
         self._wake_at(stream.reread_ns)
+
+    def _restart(self, stream: Stream) -> None:
+        """The reader begins anew: what was read of an incomplete checkpoint is of no use."""
+        if stream.reading.chunk:
+            stream.shadow = Reading()
 
     def _resync(self, stream: Stream, now: int) -> None:
         """Read the stream again from its beginning."""
@@ -326,8 +391,7 @@ class HostCore:
                 self.exceptions_changed = True
                 self._resync(stream, now)
             else:
-                wait = min(RETRY_NS << min(stream.disagreements - 2, 10), RETRY_MAX_NS)
-                stream.resync_ns = now + wait
+                stream.resync_ns = now + _delay(stream.disagreements)
                 self._wake_at(stream.resync_ns)
 
     def _swap(self, stream: Stream, now: int) -> None:
@@ -350,6 +414,8 @@ class HostCore:
         if old.unread or new.unread or old.malformed or new.malformed:
             self.exceptions_changed = True
         self.changed[stream.id] = None
+        if self.journal is not None:
+            self.journal.replaced(stream.id)
 
     def _want(
         self,
@@ -396,13 +462,15 @@ class HostCore:
         else:
             fact = CONFIGURATION[Kind.SUBSCRIPTION].FromString(resource.payload)
             topic = fact.topic or self._topics.of_stream(stream_id)
-            self._follow(stream_id, topic, fact.start_position)
+            self._follow(stream_id, topic, fact.start_position, now)
 
-    def _follow(self, stream_id: StreamId, topic: str, start: bytes) -> None:
+    def _follow(self, stream_id: StreamId, topic: str, start: bytes, now: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
             counting = self.counting and stream_id.kind is not StreamKind.INBOX
             stream = self.streams[stream_id] = Stream(stream_id, topic, start, counting=counting)
+            if self._resume(stream, now):
+                start = stream.live.position or start
         elif stream.leaving:
             stream.leaving = False
             stream.topic, stream.start = topic, start
@@ -410,10 +478,39 @@ class HostCore:
             # Positions are of a topic: the new one is read from its start, and what is known by
             # its mark is dropped.
             stream.topic, stream.start = topic, start
+            self._restart(stream)
             stream.reading.position = b""
+            self._moved(stream)
         else:
             return
         self._actions.append(Follow(stream_id, topic, start))
+
+    def _resume(self, stream: Stream, now: int) -> bool:
+        """Hold what is stored of a stream that begins, and bring it to the data plane."""
+        stored = self._stored.pop(stream.id, None)
+        if stored is None:
+            return False
+        reading = restored(stored)
+        head = stored.head
+        if reading is None or (head.topic, head.counting) != (stream.topic, stream.counting):
+            if self.journal is not None:
+                self.journal.replaced(stream.id)
+            return False
+        if self.journal is not None and len(stored.resources) > reading.size():
+            self.journal.replaced(stream.id)  # more tombstones than are remembered
+        stream.live = reading
+        # Subscriptions first: what they bring is what the others refer to.
+        for kind in sorted(reading.held, key=lambda kind: (kind is not Kind.SUBSCRIPTION, kind)):
+            for group in grouped(reading.held[kind].values(), stream.id):
+                self._want(stream, group, None, ORIGIN, now)
+        if not stream.outstanding:
+            self._advance(stream, now)
+        return True
+
+    def _moved(self, stream: Stream) -> None:
+        """What is to be stored of a stream changed, but for its resources."""
+        if self.journal is not None:
+            self.journal.moved(stream.id)
 
     def _unfollow(self, stream_id: StreamId, now: int) -> None:
         stream = self.streams.get(stream_id)
@@ -425,6 +522,8 @@ class HostCore:
         stream.leaving = True
         if not any(stream.unsettled.values()):
             del self.streams[stream_id]
+        if self.journal is not None:
+            self.journal.replaced(stream.id)
         self.exceptions_changed = True
         self.changed.pop(stream_id, None)
         self.dropped[stream_id] = None
@@ -471,3 +570,8 @@ class HostCore:
     def _wake_at(self, when: int | None) -> None:
         if when is not None and (self.wakeup is None or when < self.wakeup):
             self.wakeup = when
+
+
+def _delay(failures: int) -> int:
+    """Nanoseconds until the next try, after the second failure in a row and each later one."""
+    return min(RETRY_NS << min(failures - 2, 10), RETRY_MAX_NS)

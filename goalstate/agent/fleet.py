@@ -14,7 +14,9 @@ Laws:
     says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
     a report was lost.
 3.  Fail static: without a broker, hosts keep what they have, and try again.
-4.  Which hosts count is a function of their numbers and the share: the same hosts in every run.
+4.  With a state file, what hosts hold is stored some time after it came (`storing`), and is where
+    they begin.
+5.  Which hosts count is a function of their numbers and the share: the same hosts in every run.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from goalstate.agent.decoding import Decoder
 from goalstate.agent.readers import Readers
 from goalstate.agent.reporting import Reports
 from goalstate.agent.reports import Reporter
+from goalstate.agent.state import Journal, StoredStream
+from goalstate.agent.state_file import StateFile
+from goalstate.agent.storing import Storing
 from goalstate.bus.base import Bus, Message
 from goalstate.gs.streams import StreamId, inbox_stream
 
@@ -140,11 +145,15 @@ class Fleet:
         members: Sequence[Member],
         settings: FleetSettings,
         data_plane: Callable[[str], DataPlane],
+        state: StateFile | None = None,
     ) -> None:
-        """`data_plane` makes the data plane of a host. Raises ValueError for a host given twice."""
+        """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
+
+        Raises ValueError for a host given twice.
+        """
         self.counters = Counters()
         self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
-        self.readers = Readers(bus, settings.open_readers_at_a_time)
+        self.readers = Readers(bus, settings.host.topics, settings.open_readers_at_a_time)
         self.waking: dict[Host, None] = {}
         self.hosts: dict[str, Host] = {}
         self.stopping = False
@@ -157,6 +166,7 @@ class Fleet:
                 counting=member.counting,
                 decoder=self.decoder,
                 counters=self.counters,
+                journal=Journal() if state is not None else None,
             )
             reporter = Reporter(
                 core,
@@ -177,6 +187,8 @@ class Fleet:
             delay_s=settings.report_delay_s,
         )
         self._timer: asyncio.Task[None] | None = None
+        self._state = state
+        self._storing: Storing | None = None
 
     async def start(self) -> None:
         """Begin to follow; returns when all inboxes are open. Raises BusError, BrokerUnreachable.
@@ -184,19 +196,27 @@ class Fleet:
         A broker that goes away later is waited for instead.
         """
         await self.reports.start()
+        stored: dict[str, list[StoredStream]] = {}
+        if self._state is not None:
+            stored = await asyncio.to_thread(self._state.load)
         now = time.time_ns()
         for host in self.hosts.values():
-            host.perform(host.core.start(now))
+            host.perform(host.core.start(now, stored.pop(host.core.host, ())))
+        if self._state is not None:
+            self._storing = Storing(self._state, [host.core for host in self.hosts.values()])
+            self._storing.start()
         self._timer = asyncio.create_task(self._tick())
         await self.readers.settled()
 
     async def stop(self) -> None:
-        """Close the readers, send what is left to report, and stop. The bus stays open."""
+        """Close the readers, store and report what is left, and stop. The bus stays open."""
         self.stopping = True
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.wait([self._timer])
         await self.readers.close()
+        if self._storing is not None:
+            await self._storing.stop()
         await self.reports.stop()
 
     async def _tick(self) -> None:

@@ -7,6 +7,8 @@ Laws:
 2.  Not more than a bounded number are being opened at a time, over all hosts.
 3.  An open that fails is tried again, with a delay that doubles up to RETRY_MAX_S and is spread at
     random, so that many hosts do not come back at once.
+4.  Where a stream is read from its beginning, the newest message of its log is looked up first. All
+    that ask for one topic while a look is under way share it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from goalstate.agent.actions import Follow
+from goalstate.agent.beginning import Beginning, beginning, is_sought
 from goalstate.bus.base import Bus, Message, Reader
 from goalstate.bus.errors import BusClosed, BusError, PositionGone
 from goalstate.gs.streams import StreamId
+from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
 
@@ -55,8 +59,11 @@ class _Following:
 class Readers:
     """See the module's text. `wanted` and `open` are numbers of readers."""
 
-    def __init__(self, bus: Bus, at_a_time: int) -> None:
+    def __init__(self, bus: Bus, topics: Topics, at_a_time: int) -> None:
         self._bus = bus
+        self._topics = topics
+        #: By topic: looks under way at its newest message.
+        self._lookups: dict[str, asyncio.Task[Message | None]] = {}
         self._slots = asyncio.Semaphore(at_a_time)
         self._followings: dict[tuple[Listener, StreamId], _Following] = {}
         self._random = Random()
@@ -92,9 +99,10 @@ class Readers:
         """Close all readers."""
         self._closed = True
         followings = list(self._followings.values())
-        tasks = [following.task for following in followings if following.task is not None]
+        tasks: list[asyncio.Task[Any]] = [f.task for f in followings if f.task is not None]
         for following in followings:
             following.generation += 1
+        tasks += self._lookups.values()
         for task in tasks:
             task.cancel()
         if tasks:
@@ -115,10 +123,11 @@ class Readers:
             while following.opened != following.generation:
                 generation = following.generation
                 try:
+                    begin = await self._begin(following.wish)
                     async with self._slots:
                         await self._close(following)
                         if generation == following.generation:
-                            await self._open(listener, stream, following, generation)
+                            await self._open(listener, stream, following, generation, begin)
                     failures = 0
                 except PositionGone as error:
                     log.info("position gone", stream=str(stream), error=str(error))
@@ -140,13 +149,42 @@ class Readers:
             if following.wish is None and following.reader is None:
                 self._followings.pop((listener, stream), None)
 
+    async def _begin(self, wish: Follow | None) -> Beginning | None:
+        """What to open; None: nothing."""
+        if wish is None:
+            return None
+        newest = await self._look_up(wish.topic) if is_sought(wish, self._topics) else None
+        return beginning(wish, newest.properties if newest else None, self._topics)
+
+    async def _look_up(self, topic: str) -> Message | None:
+        """The newest message of a topic."""
+        lookup = self._lookups.get(topic)
+        if lookup is None:
+            lookup = self._lookups[topic] = asyncio.create_task(self._last(topic))
+            lookup.add_done_callback(lambda done: self._looked_up(topic, done))
+        # One that no longer asks must not end it for the others.
+        return await asyncio.shield(lookup)
+
+    async def _last(self, topic: str) -> Message | None:
+        async with self._slots:
+            return await self._bus.last(topic)
+
+    def _looked_up(self, topic: str, done: asyncio.Task[Message | None]) -> None:
+        del self._lookups[topic]
+        if not done.cancelled():
+            done.exception()  # those that asked have it; there may be none left
+
     async def _open(
-        self, listener: Listener, stream: StreamId, following: _Following, generation: int
+        self,
+        listener: Listener,
+        stream: StreamId,
+        following: _Following,
+        generation: int,
+        begin: Beginning | None,
     ) -> None:
-        wish = following.wish
-        if wish is not None:
+        if begin is not None:
             following.reader = await self._bus.open_reader(
-                wish.topic, wish.start, self._sink(listener, stream, following, generation)
+                *begin, self._sink(listener, stream, following, generation)
             )
             self.open += 1
         following.opened = generation

@@ -6,8 +6,10 @@ Laws of reading:
     sequence; of a higher one, sequence 1 that comes `after` the mark read last. An earlier message
     is a duplicate; one of a lower epoch is stale; anything else shows a gap.
 2.  A reading begins with the first message of the log (sequence 1, after nothing) or with the first
-    chunk of a checkpoint. One that begins with a checkpoint is incomplete until the checkpoint's
-    end (IN_SYNC).
+    chunk of a checkpoint. The chunks of a checkpoint come in their order, all with one mark; what
+    is of a lower mark is stale, and the first chunk of a higher one begins anew. Its end gives the
+    place from which the log is read on. What is held is exact, and is of use, when the log has been
+    read as far as the checkpoint's end says (`loading` until then).
 3.  When an epoch begins `after` a mark that is below what was read, then what was read above it was
     written by a writer that had lost the stream. It is void, and left out when the stream is read
     again (`Stream.fences`).
@@ -15,13 +17,15 @@ Laws of reading:
     bring a deleted resource back at or below the revision of its deletion. (Of each kind the newest
     TOMBSTONES deletions are remembered. Older revisions than these can only come from a writer that
     breaks the order, and then the digest tells.)
+5.  An IN_SYNC message of the log changes nothing and takes no sequence number: it is passed over
+    where everything up to its mark was read, and shows a gap where that is not so.
 
 Laws of the watermark:
 
-5.  It is the mark of the newest message such that it and all before it are settled. A message is
+6.  It is the mark of the newest message such that it and all before it are settled. A message is
     settled when each resource that it changed is, at that revision or a higher one, applied or
     named as an exception.
-6.  It never goes back.
+7.  It never goes back.
 """
 
 from __future__ import annotations
@@ -47,11 +51,22 @@ class Place(Enum):
     """Where a message stands to what was read."""
 
     NEXT = "next"
+    #: It tells nothing that is not known, and that is as it should be.
+    KNOWN = "known"
     DUPLICATE = "duplicate"
     STALE = "stale"
     GAP = "gap"
     #: It begins an epoch that does not know of everything that was read.
     VOIDS = "voids"
+
+
+def closes(envelope: Envelope) -> bool:
+    """Is it the end of a checkpoint? Another IN_SYNC message is of the log."""
+    return (
+        envelope.kind is MessageKind.IN_SYNC
+        and envelope.until is not None
+        and envelope.checkpoint is not None
+    )
 
 
 class Fault(NamedTuple):
@@ -64,45 +79,59 @@ class Fault(NamedTuple):
 
 
 class Reading:
-    """What was read of a stream, from its beginning on, without a gap."""
+    """What was read of a stream, from its beginning or from a checkpoint on, without a gap."""
 
     __slots__ = (
+        "chunk",
+        "chunks",
         "digest",
         "expected",
         "held",
-        "loading",
         "malformed",
         "mark",
         "out_of_order",
         "position",
         "tombstones",
         "unread",
+        "until",
     )
 
     def __init__(self) -> None:
         self.mark = ORIGIN
-        #: The bus's position of the message at `mark`; empty before the first.
+        #: The log is read on after this position of the bus: that of the message at `mark`, or of
+        #: one that tells of it. Empty before the first, and within a checkpoint.
         self.position = b""
+        #: The chunk of a checkpoint that was read last, of how many; 0 outside of a checkpoint.
+        self.chunk = 0
+        self.chunks = 0
+        #: What is held is exact from here on; ORIGIN where it always was.
+        self.until = ORIGIN
         self.held: dict[Kind, dict[str, Resource]] = {}
         self.tombstones: dict[Kind, dict[str, int]] = {}
         self.digest = digests.EMPTY
         #: What the publisher says that the digest is; None where it said nothing yet.
         self.expected: int | None = None
-        #: True from the first chunk of the checkpoint that this began with, until its end.
-        self.loading = False
         #: Messages that could not be read, and resources of which the same is true.
         self.unread: dict[Mark, Fault] = {}
         self.malformed: dict[tuple[int, str], Fault] = {}
         #: Dropped because of their revision, though their content is another.
         self.out_of_order = 0
 
+    @property
+    def loading(self) -> bool:
+        """Is what is held a checkpoint that is not complete, or not exact yet?"""
+        return self.chunk > 0 or self.mark < self.until
+
     def place(self, envelope: Envelope) -> Place:
         mark, after = envelope.mark, envelope.after
+        if envelope.kind is MessageKind.CHECKPOINT or closes(envelope):
+            return self._place_in_checkpoint(envelope)
+        if self.chunk:
+            return Place.GAP
+        if envelope.kind is MessageKind.IN_SYNC:
+            return Place.KNOWN if mark <= self.mark else Place.GAP
         if self.mark == ORIGIN:
-            begins = (mark.sequence == 1 and after in (None, ORIGIN)) or (
-                envelope.kind is MessageKind.CHECKPOINT and envelope.chunk == 1
-            )
-            return Place.NEXT if begins else Place.GAP
+            return Place.NEXT if mark.sequence == 1 and after in (None, ORIGIN) else Place.GAP
         if mark.epoch == self.mark.epoch:
             ahead = mark.sequence - self.mark.sequence
             return Place.NEXT if ahead == 1 else Place.GAP if ahead > 1 else Place.DUPLICATE
@@ -112,13 +141,29 @@ class Reading:
             return Place.GAP
         return Place.NEXT if after == self.mark else Place.VOIDS
 
+    def _place_in_checkpoint(self, envelope: Envelope) -> Place:
+        begins = envelope.kind is MessageKind.CHECKPOINT and envelope.chunk == 1
+        if not self.chunk:
+            return Place.NEXT if begins else Place.GAP
+        if envelope.mark != self.mark:
+            if envelope.mark < self.mark:
+                return Place.STALE
+            return Place.NEXT if begins else Place.GAP
+        if envelope.kind is MessageKind.IN_SYNC:
+            return Place.NEXT if self.chunk == self.chunks else Place.GAP
+        ahead = envelope.chunk - self.chunk
+        return Place.NEXT if ahead == 1 else Place.GAP if ahead > 1 else Place.DUPLICATE
+
     def step(self, envelope: Envelope, position: bytes) -> None:
-        """Move on to a message whose place is NEXT."""
-        if envelope.kind is MessageKind.CHECKPOINT and self.mark == ORIGIN:
-            self.loading = envelope.mark.sequence != 1
-        elif envelope.kind is MessageKind.IN_SYNC:
-            self.loading = False
+        """Move on to a message whose place is NEXT. A checkpoint is begun by a new reading only."""
         self.mark = envelope.mark
+        if envelope.kind is MessageKind.CHECKPOINT:
+            self.chunk, self.chunks = envelope.chunk, envelope.chunks
+            return
+        if envelope.checkpoint is not None and envelope.until is not None:
+            self.chunk = self.chunks = 0
+            self.until = envelope.until
+            position = envelope.checkpoint.log
         self.position = position
 
     def take(self, group: Group) -> dict[str, Resource | None] | None:
@@ -149,7 +194,9 @@ class Reading:
             known = old.revision if old is not None else tombstones.get(id_, -1)
             if resource.revision <= known:
                 # The same once more is a success, and so is the deletion of what is gone.
-                if resource != old and not (old is None and not resource.payload):
+                same = resource == old or (old is None and not resource.payload)
+                # A checkpoint may be ahead of the log that is read after it.
+                if not same and not self.loading:
                     self.out_of_order += 1
                 continue
             if old is not None:
@@ -191,6 +238,10 @@ class Reading:
         self.malformed = {k: v for k, v in self.malformed.items() if v.mark == self.mark}
         return len(self.unread) + len(self.malformed) < before
 
+    def size(self) -> int:
+        """How many resources are held, and deletions remembered."""
+        return sum(map(len, self.held.values())) + sum(map(len, self.tombstones.values()))
+
     def agrees(self, envelope: Envelope) -> bool:
         """Is what is held what the publisher says, as of the message just read?
 
@@ -224,6 +275,7 @@ class Stream:
         "disagreed",
         "disagreements",
         "fences",
+        "gone",
         "id",
         "leaving",
         "live",
@@ -256,7 +308,8 @@ class Stream:
     def forget(self) -> None:
         """Be as if nothing had been read. What is in the data plane stays known."""
         self.live = Reading()
-        #: The stream is being read again from its beginning into this; then it replaces `live`.
+        #: The stream is being read from a checkpoint, or again from its beginning, into this; then
+        #: it replaces `live`.
         self.shadow: Reading | None = None
         self.outstanding: dict[Mark, _Outstanding] = {}
         self.watermark = ORIGIN
@@ -266,11 +319,13 @@ class Stream:
         #: First marks of epochs, and the marks that they come after (law 3).
         self.fences: dict[int, Mark] = {}
         # Repair, see `core`: reads since there was progress beyond `stuck`, and when the next is
-        # due (None: none is wanted); the corrupted message that is read once more.
+        # due (None: none is wanted); the corrupted message and its chunk, read once more; how often
+        # the broker did not have the position, since it gave a message of the log.
         self.attempts = 0
         self.stuck = ORIGIN
         self.reread_ns: int | None = None
-        self.suspect = ORIGIN
+        self.suspect = (ORIGIN, 0)
+        self.gone = 0
         self.disagreements = 0
         #: Where the first of them was found.
         self.disagreed = ORIGIN

@@ -30,6 +30,10 @@ LATEST = b"\xff"
 #: for a broker that is there, and no reason to stay for one that is not.
 FLUSH_BOUND = 2.0
 
+#: Seconds within which a producer that was thrown out hears so when it sends: where the client
+#: learns of it at once this is a margin.
+FENCED_BOUND = 5.0
+
 #: The largest payload, in bytes, that every adapter takes in one message.
 MAX_PAYLOAD = 4 * 1024 * 1024
 
@@ -93,12 +97,22 @@ class Bus(Protocol):
     """A connection to a broker."""
 
     async def open_producer(
-        self, topic: str, *, exclusive: bool = False, batch: bool = False, name: str = ""
+        self,
+        topic: str,
+        *,
+        exclusive: bool = False,
+        take_over: bool = False,
+        batch: bool = False,
+        name: str = "",
     ) -> Producer:
         """Open a producer.
 
         `exclusive`: nobody else may send to the topic meanwhile (raises ProducerFenced if somebody
-        holds it). `batch`: gather sends for up to a few milliseconds, for throughput.
+        holds it). `take_over`, of an exclusive one: whoever holds it is thrown out instead, for
+        good; what they have sent and not got into the log by then fails with ProducerFenced, as
+        does what they send from then on, within FENCED_BOUND seconds while the broker answers.
+        (It still raises ProducerFenced when somebody else is quicker at the same moment.)
+        `batch`: gather sends for up to a few milliseconds, for throughput.
         """
         ...
 

@@ -15,7 +15,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from goalstate.bus.base import EARLIEST, LATEST, MAX_PAYLOAD, Bus, Message, Producer
+from goalstate.bus.base import (
+    EARLIEST,
+    FENCED_BOUND,
+    LATEST,
+    MAX_PAYLOAD,
+    Bus,
+    Message,
+    Producer,
+)
 from goalstate.bus.errors import (
     BrokerUnreachable,
     BusClosed,
@@ -324,6 +332,72 @@ async def an_exclusive_producer_keeps_others_out(harness: Harness) -> None:
             await producer.send(b"shared")
 
 
+async def _expect_fenced(what: str, sends: Iterable[asyncio.Future[bytes]]) -> None:
+    """Each of them fails with ProducerFenced, and that soon."""
+    begin = time.monotonic()
+    for send in sends:
+        await expect_error(what, ProducerFenced, send)
+    expect(f"{what}, soon", time.monotonic() - begin < FENCED_BOUND, True)
+
+
+async def an_exclusive_producer_can_be_taken_over(harness: Harness) -> None:
+    """Two in a row, from other connections and from the same one; the old one stays out."""
+    async with _connected(harness) as one, _connected(harness) as other:
+        topic = harness.topic("taken")
+        first = await one.open_producer(topic, exclusive=True, name="a")
+        await first.send(b"1")
+        second = await other.open_producer(topic, exclusive=True, take_over=True, name="b")
+        await _expect_fenced("sends of the first", [first.send(b"no") for _ in range(3)])
+        await second.send(b"2")
+        third = await one.open_producer(topic, exclusive=True, take_over=True, name="c")
+        await _expect_fenced("a send of the second", [second.send(b"no")])
+        await _expect_fenced("a later send of the first", [first.send(b"no")])
+        await third.send(b"3")
+        for exclusive in (True, False):
+            await expect_error(
+                f"another producer that takes nothing over (exclusive={exclusive})",
+                ProducerFenced,
+                other.open_producer(topic, exclusive=exclusive),
+            )
+        await first.close()
+        await second.close()
+        await third.send(b"4")
+        read = [m.payload async for m in other.read_to_end(topic, EARLIEST)]
+        expect("the log", read, _numbers(4, 1))
+        await third.close()
+        await expect_error(
+            "a send after close", BusClosed, asyncio.ensure_future(second.send(b"late"))
+        )
+        free = await other.open_producer(topic, exclusive=True, take_over=True)
+        await free.send(b"5")
+
+
+async def what_was_under_way_at_a_take_over_is_before_it_or_nowhere(harness: Harness) -> None:
+    async with _connected(harness) as one, _connected(harness) as other:
+        topic = harness.topic("under-way")
+        holder = await one.open_producer(topic, exclusive=True)
+        await holder.send(b"first")
+        taking = asyncio.ensure_future(other.open_producer(topic, exclusive=True, take_over=True))
+        sent: list[asyncio.Future[bytes]] = []
+        for payload in _numbers(500):
+            sent.append(holder.send(payload))
+            await asyncio.sleep(0)
+        taker = await taking
+        await taker.send(b"taken")
+        begin = time.monotonic()
+        sent.append(holder.send(b"late"))
+        answers = await asyncio.gather(*sent, return_exceptions=True)
+        expect("the holder heard soon", time.monotonic() - begin < FENCED_BOUND, True)
+        failures = {type(answer) for answer in answers if not isinstance(answer, bytes)}
+        expect("how sends of the holder failed", failures, {ProducerFenced})
+        await taker.send(b"last")
+        log = [m async for m in other.read_to_end(topic, EARLIEST)]
+        expect("after the take-over", _payloads(log)[-2:], [b"taken", b"last"])
+        accepted = {answer for answer in answers if isinstance(answer, bytes)}
+        lacking = accepted - {message.position for message in log}
+        expect("accepted messages that the log lacks", lacking, set())
+
+
 async def flush_waits_for_every_send(harness: Harness) -> None:
     async with _connected(harness) as bus:
         for batch in (False, True):
@@ -595,6 +669,8 @@ CHECKS: tuple[Check, ...] = (
     a_closed_reader_gets_nothing_more,
     a_failing_sink_does_not_harm_the_others,
     an_exclusive_producer_keeps_others_out,
+    an_exclusive_producer_can_be_taken_over,
+    what_was_under_way_at_a_take_over_is_before_it_or_nowhere,
     flush_waits_for_every_send,
     large_messages_pass_and_too_large_ones_are_refused,
     a_burst_reaches_every_reader_once_and_in_order,

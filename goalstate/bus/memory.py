@@ -55,7 +55,7 @@ class Faults:
 class _Log:
     """One topic: its messages from index `base` on, and who reads and sends."""
 
-    __slots__ = ("base", "exclusive", "messages", "producers", "readers")
+    __slots__ = ("base", "exclusive", "generation", "messages", "producers", "readers")
 
     def __init__(self) -> None:
         self.base = 0
@@ -63,6 +63,8 @@ class _Log:
         self.readers: dict[MemoryReader, None] = {}
         self.producers = 0
         self.exclusive = False
+        #: How often the topic was taken over; producers of an earlier one are thrown out.
+        self.generation = 0
 
     @property
     def end(self) -> int:
@@ -177,23 +179,35 @@ class MemoryBroker:
 
     # -- exclusive producers -----------------------------------------------------------------
 
-    def claim(self, topic: str, *, exclusive: bool = False, name: str = "") -> None:
-        """Register a producer.
+    def claim(
+        self, topic: str, *, exclusive: bool = False, take_over: bool = False, name: str = ""
+    ) -> int:
+        """Register a producer; gives the topic's generation, by which it is known.
 
         Raises ProducerFenced as `Bus.open_producer` describes, or BrokerUnreachable.
         """
         self.check_reachable(topic, name)
         log = self._log(topic)
-        if log.exclusive or (exclusive and log.producers):
+        if exclusive and take_over and log.producers:
+            log.generation += 1
+            log.producers = 0
+        elif log.exclusive or (exclusive and log.producers):
             raise ProducerFenced(f"{topic}: another producer holds the topic")
         log.producers += 1
         log.exclusive = exclusive
+        return log.generation
 
-    def release(self, topic: str) -> None:
-        """Undo one `claim`."""
+    def check_claim(self, topic: str, generation: int) -> None:
+        """Raises ProducerFenced if the topic was taken over since it was claimed."""
+        if self._log(topic).generation != generation:
+            raise ProducerFenced(f"{topic}: another producer took the topic over")
+
+    def release(self, topic: str, generation: int) -> None:
+        """Undo one `claim`; there is nothing to undo of one that was thrown out."""
         log = self._log(topic)
-        log.producers -= 1
-        log.exclusive = False
+        if log.generation == generation:
+            log.producers -= 1
+            log.exclusive = False
 
     # -- faults ------------------------------------------------------------------------------
 
@@ -349,9 +363,10 @@ class MemoryBroker:
 class _BusProducer:
     """`base.Producer` over the core."""
 
-    def __init__(self, bus: MemoryBus, topic: str) -> None:
+    def __init__(self, bus: MemoryBus, topic: str, generation: int) -> None:
         self._bus = bus
         self._topic = topic
+        self._generation = generation
         self._closed = False
 
     @property
@@ -365,6 +380,7 @@ class _BusProducer:
         try:
             if self._closed:
                 raise BusClosed(f"{self._topic}: the producer is closed")
+            self._bus.broker.check_claim(self._topic, self._generation)
             answer.set_result(
                 self._bus.broker.publish(
                     self._topic, payload, key=key, properties=properties, sender=self._bus.name
@@ -381,7 +397,7 @@ class _BusProducer:
         if not self._closed:
             self._closed = True
             self._bus.producers.discard(self)
-            self._bus.broker.release(self._topic)
+            self._bus.broker.release(self._topic, self._generation)
 
 
 class _BusReader:
@@ -418,12 +434,20 @@ class MemoryBus:
         self._schedule()
 
     async def open_producer(
-        self, topic: str, *, exclusive: bool = False, batch: bool = False, name: str = ""
+        self,
+        topic: str,
+        *,
+        exclusive: bool = False,
+        take_over: bool = False,
+        batch: bool = False,
+        name: str = "",
     ) -> _BusProducer:
         """As `base.Bus.open_producer`; `batch` has nothing to gather here."""
         self._check_open()
-        self.broker.claim(topic, exclusive=exclusive, name=self.name)
-        producer = _BusProducer(self, topic)
+        generation = self.broker.claim(
+            topic, exclusive=exclusive, take_over=take_over, name=self.name
+        )
+        producer = _BusProducer(self, topic, generation)
         self.producers.add(producer)
         return producer
 

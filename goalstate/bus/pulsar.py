@@ -151,8 +151,7 @@ class PulsarProducer:
 
     async def _flush(self, timeout: float | None) -> None:
         if self._unanswered:
-            # Only pushes an unfinished batch out; the sends' own answers tell when they are done.
-            self._producer.flush_async(lambda result: None)
+            # An unfinished batch goes out by itself, in milliseconds.
             await asyncio.wait(list(self._unanswered), timeout=timeout)
 
 
@@ -254,10 +253,18 @@ class PulsarBus:
         return cls(client, receiver_queue=receiver_queue)
 
     async def open_producer(
-        self, topic: str, *, exclusive: bool = False, batch: bool = False, name: str = ""
+        self,
+        topic: str,
+        *,
+        exclusive: bool = False,
+        take_over: bool = False,
+        batch: bool = False,
+        name: str = "",
     ) -> PulsarProducer:
         """As `base.Bus.open_producer`. `name` must be unique on the topic, if given."""
-        handle = await self.client.open_producer(topic, exclusive=exclusive, batch=batch, name=name)
+        handle = await self.client.open_producer(
+            topic, exclusive=exclusive, take_over=take_over, batch=batch, name=name
+        )
         producer = PulsarProducer(self, topic, handle)
         self.producers.add(producer)
         return producer

@@ -7,7 +7,8 @@ client, from whatever thread, goes through one `Mailbox` into the event loop.
 
 Traps of the client library that shaped this: `create_table_view` crashes the process; its Python
 logger is called for every debug line under the interpreter lock (so its log goes to a file, by
-default nowhere: what matters comes back as a result); a seek takes 0.1 s.
+default nowhere: what matters comes back as a result); a seek takes 0.1 s; `flush_async`, alone
+among its calls, keeps the interpreter lock, for which a thread that fails sends may be waiting.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 
 import _pulsar  # type: ignore[import-not-found,unused-ignore]
 
-from goalstate.bus.base import EARLIEST, FLUSH_BOUND, LATEST
+from goalstate.bus.base import EARLIEST, FENCED_BOUND, FLUSH_BOUND, LATEST
 from goalstate.bus.errors import (
     BrokerUnreachable,
     BusClosed,
@@ -36,6 +37,9 @@ from goalstate.bus.errors import (
 )
 from goalstate.bus.mailbox import Mailbox
 
+#: What the broker says of producers that are not exclusive (any more); seconds to wait for them.
+_LEFT_BEHIND = "existing shared producers"
+_LEFT_BEHIND_S = 0.02
 _POSITION = struct.Struct(">QQI")
 _DEFAULT_PORT = 6650
 #: Opens and closes under way at once, so that each of them is answered well within its bound.
@@ -145,9 +149,36 @@ class Client:
         # A client that outlives its loop would call back into an interpreter that is gone.
         atexit.register(self._abandon)
 
-    async def open_producer(self, topic: str, *, exclusive: bool, batch: bool, name: str) -> Any:
+    async def open_producer(
+        self, topic: str, *, exclusive: bool, take_over: bool, batch: bool, name: str
+    ) -> Any:
         """Raises BusError."""
+        modes = _pulsar.ProducerAccessMode
+        if exclusive and take_over:
+            # Only to throw the holder out: a producer of this mode that is itself thrown out later
+            # connects again by itself, is refused, and takes the then holder down with it.
+            mode = modes.ExclusiveWithFencing
+            await self.close_handle(await self._open_producer(topic, mode, batch, name))
+            return await self._open_after_fencing(topic, batch, name)
+        mode = modes.Exclusive if exclusive else modes.Shared
+        return await self._open_producer(topic, mode, batch, name)
+
+    async def _open_after_fencing(self, topic: str, batch: bool, name: str) -> Any:
+        """The broker may still be about to forget those that were thrown out."""
+        mode = _pulsar.ProducerAccessMode.Exclusive
+        last = self.loop.time() + FENCED_BOUND
+        while True:
+            try:
+                return await self._open_producer(topic, mode, batch, name)
+            except ProducerFenced as error:
+                # An exclusive one, however, is somebody who was quicker.
+                if _LEFT_BEHIND not in str(error) or self.loop.time() > last:
+                    raise
+            await asyncio.sleep(_LEFT_BEHIND_S)
+
+    async def _open_producer(self, topic: str, mode: Any, batch: bool, name: str) -> Any:
         configuration = _pulsar.ProducerConfiguration()
+        configuration.access_mode(mode)
         configuration.batching_enabled(batch)
         if batch:
             configuration.batching_max_publish_delay_ms(3)
@@ -157,8 +188,6 @@ class Client:
         configuration.max_pending_messages(0)
         configuration.block_if_queue_full(False)
         configuration.send_timeout_millis(round(self._send_timeout * 1000))
-        if exclusive:
-            configuration.access_mode(_pulsar.ProducerAccessMode.Exclusive)
         if name:
             configuration.producer_name(name)
         return await self._open(

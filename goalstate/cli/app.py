@@ -129,6 +129,7 @@ for command in (
     commands.decode,
     commands.convert,
     commands.generate,
+    commands.simulate_faults,
 ):
     app.command()(command)
 for group, (title, members) in _GROUPS.items():

@@ -277,6 +277,31 @@ def convert(
     end(conversion.convert(file, to, host, output, Output(json)))
 
 
+# --- simulation ---
+
+
+def simulate_faults(
+    seed: Annotated[int, typer.Option(help="Of the first run; each next one has the next.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="So many, up to the first that fails.")] = 1,
+    only: Annotated[str, typer.Option(help="Steps of the plan, as 1,4,7, and no others.")] = "",
+    tries: Annotated[
+        int, typer.Option(min=0, help="Runs to find out which steps a failure needs.")
+    ] = 150,
+    transcript: Annotated[
+        Path | None, typer.Option(help="Write what happened in the last run, step by step.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Play small regions under faults in virtual time, and check what must hold in each.
+
+    The publishers, agents and waits are the real ones; the broker is the memory broker. A run
+    follows from its seed alone. A failing one is made smaller, told step by step, and ends it.
+    """
+    from goalstate.cli import simulation
+
+    end(simulation.simulate_faults(seed, runs, only, tries, transcript, Output(json)))
+
+
 def _wanted(timeout: float, quorum: float) -> Any:
     from goalstate.cli import convergence
 

@@ -115,14 +115,12 @@ def _await_end(pids: Sequence[int]) -> None:
 def dpm(file: Path | None, **flags: Any) -> ExitCode:
     from goalstate.dpm.__main__ import main
     from goalstate.dpm.config import DpmConfig
-    from goalstate.dpm.errors import DpmError, LogHeld
+    from goalstate.dpm.errors import DpmError
 
     config = _configuration(DpmConfig, file, flags)
     with _explained(config.broker):
         try:
             main(config)
-        except LogHeld as error:
-            raise Unreachable(str(error), "") from error
         except DpmError as error:
             raise CommandError(f"the DPM cannot go on: {error}", "") from error
     return ExitCode.OK

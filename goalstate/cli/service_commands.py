@@ -110,6 +110,9 @@ def agent_run(
     register: Annotated[
         str | None, typer.Option(help="Make the hosts known to the DPM at HOST:PORT.")
     ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Store what hosts hold here, and go on from it.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
     ready_file: ReadyFile = None,
 ) -> None:
@@ -131,6 +134,7 @@ def agent_run(
             inspect=inspect,
             metrics_port=metrics_port,
             register=register,
+            state_dir=state_dir,
             ready_file=ready_file,
         )
     )

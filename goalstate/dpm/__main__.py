@@ -3,15 +3,18 @@
 gRPC clients ──▶ NorthboundService ──▶ Engine ──▶ Core            (pure)
                                         │  ├────▶ Convergence     (pure)
                  reports topics ────────┘  ├────▶ IntentLog ─┐
-                                           └────▶ Publisher ─┴──▶ Bus ──▶ broker
+                                           ├────▶ Publisher ─┴──▶ Bus ──▶ broker
+                                           └────▶ snapshot_process ─────────▲
 Prometheus ────▶ /metrics ──▶ Metrics
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,11 +25,14 @@ from goalstate.bus.admin import ensure_namespace
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
 from goalstate.bus.errors import BusError
+from goalstate.dpm.checkpoints import CheckpointPolicy
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.convergence import Lease, Why
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.service import NorthboundService
+from goalstate.dpm.snapshot import SnapshotPolicy
+from goalstate.dpm.snapshot_process import SnapshotTask, write_in_process
 from goalstate.gs.intent import ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
@@ -60,8 +66,9 @@ async def run(
 ) -> None:
     """Serve until `stop` is set. `ready` is called with the addresses once it serves.
 
-    A given `bus` is used, and left open, instead of one for `config.broker`. Raises StartError,
-    BusError, LogHeld, LogUnreadable.
+    It serves as the region's active publisher, or stands by while there is another one. A given
+    `bus` is used, and left open, instead of one for `config.broker`. Raises StartError, BusError,
+    LogUnreadable.
     """
     stop = stop or asyncio.Event()
     topics = Topics(f"persistent://goalstate/{config.region}", config.report_shards)
@@ -71,13 +78,30 @@ async def run(
             await ensure_namespace(config.admin_url, "goalstate", config.region)
         bus = await connect(config.broker, compression=config.compression)
     metrics = Metrics()
+    own_stream = config.security_groups == "own-stream"
+    snapshot_task = SnapshotTask(
+        broker=config.broker,
+        prefix=topics.prefix,
+        writer=config.writer,
+        security_groups_own_stream=own_stream,
+        compression=config.compression,
+        log_format=config.log_format,
+        log_level=config.log_level,
+    )
     engine = Engine(
         bus,
         topics,
         writer=config.writer,
         clock_id=clock_id(),
         metrics=metrics,
-        security_groups_own_stream=config.security_groups == "own-stream",
+        failover_after_s=config.failover_after_s,
+        security_groups_own_stream=own_stream,
+        snapshots=SnapshotPolicy(config.snapshot_min_bytes, config.snapshot_factor),
+        checkpoints=CheckpointPolicy(
+            config.checkpoint_min_bytes, config.checkpoint_factor, config.checkpoint_max_age_s
+        ),
+        # Another process cannot reach a bus that is given.
+        snapshot_writer=partial(write_in_process, snapshot_task) if own_bus else None,
     )
     server = grpc_server(config.max_intent_bytes)
     api_grpc.add_DataPlaneManagerServicer_to_server(
@@ -93,12 +117,13 @@ async def run(
     try:
         # Bind first: a taken port must not cost an epoch.
         facts["listen"] = bind(server, config.listen)
+        engine.address = config.advertise or _reachable(facts["listen"])
         http = serve_metrics(config.metrics_address, config.metrics_port, metrics.registry)
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
         if await unless(stop, _start(engine, config)):
             await server.start()
             await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-            log.info("serving", **facts)
+            log.info("serving" if engine.serving else "standing by", **facts)
             write_ready_file(config.ready_file, facts)
             if ready is not None:
                 ready(facts)
@@ -119,6 +144,12 @@ async def run(
     log.info("stopped")
     if engine.failure is not None:
         raise engine.failure
+
+
+def _reachable(listen: str) -> str:
+    """An address at which others may reach what listens there."""
+    host, _, port = listen.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]", "*") else listen
 
 
 async def _either(*events: asyncio.Event) -> None:
@@ -173,6 +204,7 @@ def _set_gauges(engine: Engine, metrics: Metrics) -> None:
     for why in (Why.REFUSED, Why.PENDING):
         metrics.exceptions.labels(status=why.value).set(whys.count(why))
     metrics.publish_backlog.set(engine.backlog)
+    metrics.checkpoint_due_seconds.set(engine.checkpoint_due_s)
 
 
 def main(config: DpmConfig) -> None:

@@ -17,6 +17,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.process import MAX_GRPC_BYTES
 
 
@@ -29,6 +30,14 @@ class DpmConfig(BaseSettings):
     )
     region: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     listen: str = "127.0.0.1:50151"
+    advertise: str | None = Field(
+        default=None, description="HOST:PORT that others are to call; None: as it listens"
+    )
+    failover_after_s: float = Field(
+        default=3.0,
+        ge=0.1,
+        description="a standby takes over after so much silence; alike for all of a region",
+    )
     metrics_port: int | None = Field(
         default=9151, ge=0, le=65535, description="0: any free one; None: no metrics are served"
     )
@@ -39,6 +48,30 @@ class DpmConfig(BaseSettings):
     compression: Literal["none", "lz4", "zstd"] = "zstd"
     max_intent_bytes: int = Field(
         default=MAX_GRPC_BYTES, ge=1024, le=MAX_GRPC_BYTES, description="of one request"
+    )
+    snapshot_min_bytes: int = Field(
+        default=SnapshotPolicy().at_least,
+        ge=0,
+        description="a snapshot is due when the intent log grew by more than this since the last",
+    )
+    snapshot_factor: float = Field(
+        default=SnapshotPolicy().times,
+        ge=0,
+        description="and by more than so many times the last snapshot's bytes",
+    )
+    checkpoint_min_bytes: int = Field(
+        default=1024 * 1024,
+        ge=0,
+        description="a stream's checkpoint is due when more than this was put on it since the last",
+    )
+    checkpoint_factor: float = Field(
+        default=2.0, ge=0, description="and more than so many times the bytes of its state"
+    )
+    checkpoint_max_age_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="also when the last one is older than this; a topic's retention must be at "
+        "least three times as long. None: topics are kept for good",
     )
     ready_file: Path | None = None
     log_format: Literal["json", "console"] = "json"

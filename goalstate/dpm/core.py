@@ -13,7 +13,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class Accepted(NamedTuple):
     requirements: list[Requirement]
 
 
-class _Record(NamedTuple):
+class Record(NamedTuple):
     """A resource as it was last put on a stream."""
 
     stream: StreamId
@@ -87,15 +87,29 @@ class _Record(NamedTuple):
 _Item = tuple[int, Addressed, int, int]
 
 
+class Memory(NamedTuple):
+    """What a core knows beside the desired state and the heads of its streams; live views."""
+
+    records: dict[Key, Record]
+    #: Per VPC and host, where the host's inbox last had something of the VPC.
+    inbox_places: dict[str, dict[str, tuple[StreamId, Mark]]]
+    #: When the newest change that concerned each VPC was accepted.
+    accepted_ns: dict[str, int]
+
+
 class StreamState:
     """The head of one stream."""
 
-    __slots__ = ("_followers", "_frozen", "digest", "mark", "resources")
+    __slots__ = ("_followers", "_frozen", "digest", "mark", "resources", "size", "written")
 
     def __init__(self) -> None:
         self.mark = ORIGIN
         self.digest = digests.EMPTY
         self.resources = 0
+        #: Bytes of payload that the resources make, about: their updates are taken to be as large.
+        self.size = 0
+        #: Bytes of payload put on its log since its newest checkpoint.
+        self.written = 0
         self._followers: set[str] = set()
         self._frozen: frozenset[str] | None = None
 
@@ -167,7 +181,7 @@ class Core:
             self.desired, topics, security_groups_own_stream=security_groups_own_stream
         )
         self._chunk_bytes = chunk_bytes
-        self._records: dict[Key, _Record] = {}
+        self._records: dict[Key, Record] = {}
         #: Digest of what each host holds of its inbox.
         self._host_digests: dict[str, int] = {}
         #: Per VPC and host, where the host's inbox last had something of the VPC.
@@ -216,6 +230,35 @@ class Core:
                 requirements.append(Requirement(stream, state.mark, frozenset(hosts_joined)))
         return Accepted(self.change, now_ns, len(changes), publications, requirements)
 
+    # --- taking over from another core, see `snapshot_codec` ---
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(self._records, self._inbox_places, self._accepted_ns)
+
+    def place(self, stream: StreamId, mark: Mark, *, size: int, written: int) -> None:
+        """Go on with a stream after the mark to which another core brought it."""
+        state = self._stream(stream)
+        state.mark, state.size, state.written = mark, size, written
+
+    def take_over(self, key: Key, record: Record) -> None:
+        """Know a resource that another core put on a stream, as if this one had done so.
+
+        That gives a stream its digest, its count and its followers, but not its mark.
+        """
+        self._records[key] = record
+        stream, host, _, _, hash_ = record
+        if not hash_:
+            return
+        state = self._stream(stream)
+        state.digest = (state.digest + hash_) & digests.MASK
+        state.resources += 1
+        if host:
+            held = self._host_digests.get(host, digests.EMPTY)
+            self._host_digests[host] = (held + hash_) & digests.MASK
+        if key.kind is Kind.SUBSCRIPTION:
+            self._stream(_parsed(key.id)).follow(host, True)
+
     def _diff(self, touched: Iterable[Key]) -> _Diff:
         diff = _Diff()
         records = self._records
@@ -251,7 +294,7 @@ class Core:
             come = item_hash(kind, payload)
             resource = _new(Resource, (kind, id_, revision, payload))
             diff.add(stream, host, vpc, resource, replaced, come)
-            records[key] = _new(_Record, (stream, host, vpc, revision, come))
+            records[key] = _new(Record, (stream, host, vpc, revision, come))
             if kind is Kind.SUBSCRIPTION:
                 followed = _parsed(id_)
                 self._stream(followed).follow(host, True)
@@ -279,6 +322,7 @@ class Core:
             start += len(chunk)
             host_digests = self._settle(state, part)
             payload = packing.encode(chunk, host_digests)
+            _weigh(state, part, len(payload))
             if state.mark.epoch == self.epoch:
                 after, mark = None, Mark(self.epoch, state.mark.sequence + 1)
             else:
@@ -315,6 +359,41 @@ class Core:
             after = (self._host_digests.get(host, digests.EMPTY) + change) & digests.MASK
             self._host_digests[host] = hosts[host] = after
         return hosts
+
+    # --- checkpoints ---
+
+    def on_stream(self, stream: StreamId) -> Iterator[Key]:
+        """Keys of what is on a stream now, see `Derivation.on_stream`."""
+        return self._derivation.on_stream(stream)
+
+    def rebuild(self, stream: StreamId, keys: Iterable[Key]) -> list[Addressed]:
+        """The resources with these keys as they were last put on the stream.
+
+        What is not on it is left out. Raises RuntimeError when one cannot be made again as it was
+        published: then no checkpoint of the stream can be made.
+        """
+        found = []
+        for key in keys:
+            record = self._records.get(key)
+            if record is None or not record.hash or record.stream != stream:
+                continue
+            derived = self._derivation.build(key)
+            if derived is not None:
+                derived.config.revision_number = record.revision
+                payload = derived.config.SerializeToString()
+                if digests.item(key.kind, payload) == record.hash:
+                    resource = _new(Resource, (key.kind, key.id, record.revision, payload))
+                    found.append(_new(Addressed, (record.host, resource)))
+                    continue
+            raise RuntimeError(f"{key.kind.name.lower()}/{key.id} is not what is on {stream}")
+        return found
+
+    def checkpointed(self, stream: StreamId, size: int) -> None:
+        """There is a new checkpoint of a stream, of `size` bytes of payload."""
+        state = self.streams.get(stream)
+        if state is not None:
+            state.size = size
+            state.written = 0
 
     # --- what to wait for ---
 
@@ -373,6 +452,16 @@ class Core:
             return known is not None and bool(known.group == stream.id)
         state = self.streams.get(stream)
         return state is not None and state.is_followed_by(host)
+
+
+def _weigh(state: StreamState, part: list[_Item], size: int) -> None:
+    """Follow the size of a stream past a message of `size` bytes that was settled."""
+    created = sum(1 for _, _, gone, _ in part if not gone)
+    deleted = sum(1 for _, _, _, come in part if not come)
+    state.size += size * created // len(part)
+    if deleted:
+        state.size -= state.size * deleted // (state.resources + deleted)
+    state.written += size
 
 
 def _by_place(places: dict[str, tuple[StreamId, Mark]]) -> list[Requirement]:

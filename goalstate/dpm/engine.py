@@ -9,9 +9,15 @@ Laws:
 2.  Intents are accepted in memory while earlier ones are still on their way into the log, so the
     log's latency does not limit the rate. When an append fails, memory is ahead of the log: the
     engine stops accepting, and becomes itself again from the log.
-3.  At start, and after such a failure: read the log, redo everything, begin a new epoch, and first
-    of all publish in it what the topics do not have yet, under its old marks. Until the log is
-    read, waits go on with what was known before, so that none ends early.
+3.  At start, and after such a failure: read the newest snapshot of the log, redo the log after it,
+    begin a new epoch, and first of all publish in it what the topics do not have yet, under its old
+    marks. Until the log is read, waits go on with what was known before, so that none ends early.
+4.  Snapshots of the log are written beside serving, by another process where there is one for it;
+    nothing depends on them but how long a start takes.
+5.  One of a region's engines serves, the others stand by (see `standby`). It serves only while it
+    has lately proved that the log is its own: by a record that got into it, sent less than
+    `failover_after_s` ago. Nobody takes the log from it for silence before that time is up. One
+    that was thrown out stands by, and its waits end with NotServing.
 """
 
 from __future__ import annotations
@@ -19,15 +25,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
 
 from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
+from goalstate.dpm.checkpoints import CheckpointPolicy, Checkpoints, place_of
 from goalstate.dpm.convergence import Concern, Convergence, Progress, Wait
-from goalstate.dpm.core import Accepted, Core, Requirement
+from goalstate.dpm.core import Accepted, Core, Publication, Requirement
 from goalstate.dpm.errors import LogHeld, NotServing, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.metrics import Metrics
@@ -35,10 +43,11 @@ from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
 from goalstate.dpm.recovery import (
     REMEMBERED_CHANGES,
     Changes,
-    Replay,
     not_on_topics,
     remember,
 )
+from goalstate.dpm.snapshot import SnapshotPolicy, newest_end, write_snapshot
+from goalstate.dpm.standby import Standby
 from goalstate.gs import intent_codec
 from goalstate.gs.errors import IntentRejected
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
@@ -55,6 +64,10 @@ THREAD_ABOVE_BYTES = 200_000
 WATCH_STEP_S = 0.1
 #: Seconds between two notes in the log of what is published.
 PUBLISHED_NOTE_S = 1.0
+#: Seconds of silence after which a standby takes over.
+FAILOVER_AFTER_S = 3.0
+#: How often in that time whoever serves says that it is there.
+_SAID_ALIVE = 3
 #: Seconds within which what was accepted must be durable, and published, when it stops.
 STOP_S = 5.0
 
@@ -80,16 +93,31 @@ class Engine:
         writer: str,
         clock_id: str,
         metrics: Metrics,
+        failover_after_s: float = FAILOVER_AFTER_S,
         security_groups_own_stream: bool = False,
         clock_ns: Callable[[], int] = time.time_ns,
+        snapshots: SnapshotPolicy = SnapshotPolicy(),
+        snapshot_writer: Callable[[], Awaitable[None]] | None = None,
+        checkpoints: CheckpointPolicy = CheckpointPolicy(),
     ) -> None:
+        """`failover_after_s`: seconds, alike for all engines of a region. `snapshot_writer` writes
+        a snapshot of the log elsewhere; without one, it is written here (see
+        `snapshot.write_snapshot`)."""
         self.writer = writer
+        #: Where it is to be called, HOST:PORT; to be set before `start`.
+        self.address = ""
         self.topics = topics
         self._bus = bus
         self._clock_id = clock_id
         self._clock_ns = clock_ns
         self._metrics = metrics
         self._own_stream = security_groups_own_stream
+        self._failover_after_s = failover_after_s
+        self._standby = self._new_standby()
+        #: Another engine serves, and `core` is what the log says of it.
+        self._standing_by = False
+        #: When the newest record that proved the log to be ours was sent, by the monotonic clock.
+        self._proven_at = 0.0
         self._lock = asyncio.Lock()
         self._serving = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,11 +125,16 @@ class Engine:
         self._appended: deque[_Appended] = deque()
         self._moved: dict[Wait, asyncio.Event] = {}
         self._applying: set[asyncio.Task[Outcome]] = set()
+        self._snapshots = snapshots
+        self._snapshot_writer = snapshot_writer or self._write_snapshot_here
+        self._snapshotting = False
+        self._checkpoint_policy = checkpoints
+        #: Bytes of the log when the last snapshot was begun, whatever came of it.
+        self._snapshot_tried = 0
         #: Set when it cannot go on, with the reason in `failure`.
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
-        #: Why it does not serve just now; empty while it does.
-        self.problem = "starting"
+        self._problem = "starting"
         self.convergence = Convergence(self._follows)
         # What recovery makes anew:
         self.core = Core(topics, security_groups_own_stream=security_groups_own_stream)
@@ -109,17 +142,32 @@ class Engine:
         self._log = IntentLog(bus, topics.intent_log)
         self._publisher: Publisher | None = None
         self._noted = 0
+        self._snapshot: log_pb2.SnapshotEnd | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._checkpointing: asyncio.Task[None] | None = None
 
     # --- life ---
 
     async def start(self) -> None:
-        """Become what the log says, then serve. Raises LogHeld, LogUnreadable, BusError."""
+        """Become what the log says; then serve, or stand by if another one serves.
+
+        Raises LogUnreadable, BusError.
+        """
         for shard in range(self.topics.report_shards):
             reader = await self._bus.open_reader(
                 self.topics.reports(shard), LATEST, self._on_report
             )
             self._report_readers.append(reader)
-        await self._recover()
+        self._standby = self._new_standby()
+        await self._standby.read()
+        self._go_on(self._say_alive())
+        try:
+            incarnation = await self._standby.take()
+        except LogHeld:
+            self._stand_by()
+            self._go_on(self._become_active(read=True))
+        else:
+            await self._serve(incarnation)
         self._go_on(self._note_published())
 
     async def stop(self) -> None:
@@ -149,78 +197,137 @@ class Engine:
         except TimeoutError:
             log.warning("stopped without giving its topics up; closing the bus does that")
 
-    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something beside serving, until it is done or the engine stops."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _recover(self) -> None:
-        """Become what the log says; until that is known, everything is left as it is."""
-        started = self._clock_ns()
-        intent_log = IntentLog(self._bus, self.topics.intent_log)
-        await intent_log.open(self.writer)
-        try:
-            replay = Replay(self.topics, security_groups_own_stream=self._own_stream)
-            async for record in intent_log.records():
-                replay.redo(record, lost=intent_log.lost)
-            core = replay.core
-            missing = await not_on_topics(self._bus, self.topics, replay.unconfirmed)
-            incarnation = log_pb2.Incarnation(
-                epoch=core.epoch + 1,
-                writer=self.writer,
-                unix_ns=started,
-                security_groups_own_stream=self._own_stream,
-            )
-            await intent_log.append(log_pb2.Record(incarnation=incarnation))
-        except BaseException:
-            await self._close_log(intent_log)
-            raise
-        core.begin_epoch(incarnation.epoch)
-        transport = BusTransport(
-            self._bus, self.topics, clock_ns=self._clock_ns, sent=self._metrics.sent
-        )
-        publisher = Publisher(transport, replay.published)
-        # Under one number: it counts as published when the last of it is confirmed.
-        publisher.publish(core.change, missing)
-        self.core, self._changes = core, replay.changes
-        self._log, self._publisher, self._noted = intent_log, publisher, replay.published
-        self._metrics.epoch.set(core.epoch)
-        self._serving = True
-        self.problem = ""
-        log.info(
-            "recovered",
-            epoch=core.epoch,
-            change=core.change,
-            records=replay.records,
-            published_again=len(missing),
-            seconds=round((self._clock_ns() - started) / 1e9, 3),
+    def _new_standby(self) -> Standby:
+        return Standby(
+            self._bus,
+            self.topics,
+            writer=self.writer,
+            address=self.address,
+            security_groups_own_stream=self._own_stream,
+            failover_after_s=self._failover_after_s,
+            clock_ns=self._clock_ns,
+            followed=self._stand_by,
         )
 
-    async def _lost_the_log(self, error: BaseException) -> None:
-        """Memory is ahead of the log: become what the log says, when the broker lets us."""
-        log.error("memory is ahead of the intent log; recovering", error=str(error))
-        self.problem = f"recovering, since the intent log failed: {error}"
-        async with self._lock:
-            pass  # nobody works on the core any more, in a thread or otherwise
-        if self._publisher is not None:
-            await self._publisher.close()
-        await self._close_log(self._log)
+    def _stand_by(self) -> None:
+        """Another one holds the log: once it has begun an epoch, what it wrote is what counts."""
+        self._problem = "somebody else holds the intent log"
+        replay = self._standby.replay
+        if self.core is replay.core:
+            return
+        if not self._standing_by and replay.core.epoch <= self.core.epoch:
+            return
+        self.core, self._changes = replay.core, replay.changes
+        self._metrics.epoch.set(self.core.epoch)
+        self._publisher = None
+        self._standing_by = True
+        for event in self._moved.values():
+            event.set()
+        log.info("standing by", epoch=self.core.epoch, change=self.core.change)
+
+    async def _become_active(self, *, read: bool) -> None:
+        """Take the log once it can be had, and serve. `read`: it was read to its end just now."""
         delay, longest = BACKOFF_S
         while True:
             try:
-                await self._recover()
+                if not read:
+                    self._standby = self._new_standby()
+                    await self._standby.read()
+                    read = True
+                try:
+                    incarnation = await self._standby.take()
+                except LogHeld:
+                    # The broker may also take our own lost connection for another writer.
+                    self._stand_by()
+                    incarnation = await self._standby.take_when_free()
+                await self._serve(incarnation)
                 return
-            except (BusError, LogHeld) as failure:
-                # The broker may take our own lost connection for another writer for a while.
+            except BusError as failure:
+                read = False
                 log.warning("cannot recover yet", error=str(failure))
-                self.problem = f"cannot recover from the intent log yet: {failure}"
+                self._problem = f"cannot recover from the intent log yet: {failure}"
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
             except Exception as failure:
                 self.failure = failure
                 self.failed.set()
                 return
+
+    async def _serve(self, incarnation: log_pb2.Incarnation) -> None:
+        """Serve as the writer of the log; until then, everything is left as it is."""
+        begun = time.monotonic()
+        standby = self._standby
+        replay, snapshot, intent_log = standby.replay, standby.snapshot, standby.intent_log
+        core = replay.core
+        self._log = intent_log  # from now on it is told that we are there
+        try:
+            missing = await not_on_topics(self._bus, self.topics, replay.unconfirmed)
+        except BaseException:
+            await self._close_log(intent_log)
+            raise
+        transport = BusTransport(
+            self._bus,
+            self.topics,
+            clock_ns=self._clock_ns,
+            sent=self._on_sent,
+            prove=partial(self._prove, intent_log),
+            checkpoints={s: place_of(c) for s, c in replay.checkpoints.items()},
+        )
+        publisher = Publisher(transport, replay.published)
+        # Under one number: it counts as published when the last of it is confirmed.
+        publisher.publish(core.change, missing)
+        self.core, self._changes = core, replay.changes
+        self._publisher, self._noted = publisher, replay.published
+        self._snapshot = snapshot
+        self._metrics.epoch.set(core.epoch)
+        self._proven_at = max(self._proven_at, standby.proven_at)
+        self._standing_by = False
+        self._serving = True
+        self._problem = ""
+        self._checkpoints = Checkpoints(
+            self._bus,
+            core,
+            transport,
+            intent_log,
+            policy=self._checkpoint_policy,
+            newest=replay.checkpoints,
+            lock=self._lock,
+            durable=self._durable,
+            clock_ns=self._clock_ns,
+            metrics=self._metrics,
+        )
+        self._checkpointing = self._go_on(self._checkpoints.run())
+        log.info(
+            "recovered",
+            epoch=incarnation.epoch,
+            change=core.change,
+            records=replay.records,
+            of_snapshot=snapshot.records if snapshot is not None else 0,
+            published_again=len(missing),
+            seconds=round(time.monotonic() - begun, 3),
+        )
+
+    async def _lost_the_log(self, error: BaseException) -> None:
+        """Memory is ahead of the log: become what the log says, when the broker lets us."""
+        log.error("memory is ahead of the intent log; recovering", error=str(error))
+        self._problem = f"recovering, since the intent log failed: {error}"
+        async with self._lock:
+            pass  # nobody works on the core any more, in a thread or otherwise
+        self._checkpoints = None
+        if self._checkpointing is not None:
+            self._checkpointing.cancel()
+            await asyncio.gather(self._checkpointing, return_exceptions=True)
+        if self._publisher is not None:
+            await self._publisher.close()
+        await self._close_log(self._log)
+        await self._become_active(read=False)
 
     @staticmethod
     async def _close_log(intent_log: IntentLog) -> None:
@@ -233,6 +340,7 @@ class Engine:
         while True:
             await asyncio.sleep(PUBLISHED_NOTE_S)
             publisher = self._publisher
+            self._snapshot_if_due()
             if not self._serving or publisher is None or publisher.published <= self._noted:
                 continue
             noted = publisher.published
@@ -243,6 +351,60 @@ class Engine:
             except BusError as error:
                 # The note only saves work at the next start; a lost log shows at the next append.
                 log.warning("cannot note what is published", error=str(error))
+
+    def _snapshot_if_due(self) -> None:
+        covered = self._snapshot.log.bytes if self._snapshot is not None else 0
+        grown = self._log.size - max(covered, self._snapshot_tried)
+        if (
+            self._serving
+            and not self._snapshotting
+            and self._snapshots.is_due(grown, self._snapshot)
+        ):
+            self._snapshotting = True
+            self._snapshot_tried = self._log.size
+            self._go_on(self._take_snapshot())
+
+    async def _take_snapshot(self) -> None:
+        """Have a snapshot written. Nothing depends on it but how long the next start takes."""
+        try:
+            await self._snapshot_writer()
+            end = await newest_end(self._bus, self.topics)
+            if end is not None and end != self._snapshot:
+                self._snapshot = end
+                log.info("snapshot written", change=end.change, bytes=end.bytes)
+        except Exception as error:
+            log.warning("no snapshot of the intent log was written", error=str(error))
+        finally:
+            self._snapshotting = False
+
+    async def _write_snapshot_here(self) -> None:
+        await write_snapshot(
+            self._bus,
+            self.topics,
+            writer=self.writer,
+            security_groups_own_stream=self._own_stream,
+        )
+
+    async def _say_alive(self) -> None:
+        """Let those who stand by know, and know ourselves, that the log is ours."""
+        while True:
+            await asyncio.sleep(self._failover_after_s / _SAID_ALIVE)
+            intent_log = self._log
+            if not intent_log.is_open:
+                continue
+            try:
+                await self._prove(intent_log)
+            except BusError as error:
+                if intent_log is self._log and self._serving:
+                    self._fail_appended(error)
+
+    async def _prove(self, intent_log: IntentLog) -> None:
+        """Raises BusError unless the log is ours."""
+        sent_at = time.monotonic()
+        alive = log_pb2.Alive(writer=self.writer, address=self.address)
+        await intent_log.append(log_pb2.Record(alive=alive))
+        if intent_log is self._log:
+            self._proven_at = max(self._proven_at, sent_at)
 
     # --- intent ---
 
@@ -264,8 +426,8 @@ class Engine:
 
     async def _apply(self, message: intent_pb2.Intent, traceparent: str) -> Outcome:
         async with self._lock:
-            if not self._serving:
-                raise NotServing("the publisher is not serving just now; try again")
+            if not self.serving:
+                raise NotServing(f"the publisher is not serving just now: {self.problem}")
             now = self._clock_ns()
             try:
                 if _is_large(message):
@@ -336,6 +498,19 @@ class Engine:
         if was_serving:  # not once it stops
             self._go_on(self._lost_the_log(error))
 
+    async def _durable(self) -> None:
+        """Wait until all that was accepted so far is in the log. Raises NotServing."""
+        if self._appended:
+            # Shielded: others wait for it too.
+            await asyncio.shield(self._appended[-1].answer)
+        elif not self._serving:
+            raise NotServing("the intent log failed")
+
+    def _on_sent(self, publication: Publication) -> None:
+        self._metrics.sent(publication)
+        if self._checkpoints is not None:
+            self._checkpoints.consider(publication.envelope.stream)
+
     # --- convergence ---
 
     def _follows(self, host: str, stream: StreamId) -> bool:
@@ -376,7 +551,7 @@ class Engine:
         """Wait until the hosts concerned have applied a change, or all of a VPC, or everything.
 
         Returns at the latest after `timeout_s` seconds, and what an intent that is being worked on
-        takes. Raises UnknownChange, ValueError.
+        takes. Raises UnknownChange, ValueError, and NotServing once another engine serves.
         """
         deadline = time.monotonic() + timeout_s
         async with self._lock:
@@ -386,6 +561,8 @@ class Engine:
         try:
             while True:
                 event.clear()
+                if self._standing_by:
+                    raise NotServing(f"the publisher does not serve any more: {self.problem}")
                 progress = self.convergence.progress(wait, self._clock_ns(), max_stragglers)
                 if on_progress is not None:
                     on_progress(progress)
@@ -439,11 +616,40 @@ class Engine:
 
     @property
     def serving(self) -> bool:
-        return self._serving
+        """Does it accept intents, and is what it says of them the newest?"""
+        return self._serving and time.monotonic() - self._proven_at < self._failover_after_s
+
+    @property
+    def standing_by(self) -> bool:
+        return self._standing_by
+
+    @property
+    def problem(self) -> str:
+        """Why it does not serve just now; empty while it does."""
+        if self._standing_by:
+            active = self.active
+            where = f" at {active.address}" if active is not None and active.address else ""
+            who = f"{active.writer}{where}" if active is not None else "another publisher"
+            return f"standing by; {who} serves the region"
+        if self._serving and not self.serving:
+            return "the intent log does not answer"
+        return self._problem
+
+    @property
+    def active(self) -> log_pb2.Alive | None:
+        """Who serves the region; None: not known."""
+        if self.serving:
+            return log_pb2.Alive(writer=self.writer, address=self.address)
+        return self._standby.replay.active if self._standing_by else None
 
     @property
     def backlog(self) -> int:
         return self._publisher.backlog if self._publisher is not None else 0
+
+    @property
+    def checkpoint_due_s(self) -> float:
+        """For how long the checkpoint has been due that is due for longest; 0 if none is."""
+        return self._checkpoints.due_s if self._checkpoints is not None else 0.0
 
     @property
     def lock(self) -> asyncio.Lock:

@@ -1,10 +1,12 @@
 """What can go wrong in the publisher.
 
 DpmError
-├── NotServing        it is starting, recovering or stopping; try again (UNAVAILABLE)
-├── UnknownChange     no such change, or one too old to be waited for by itself (NOT_FOUND)
-├── LogUnreadable     a record of the intent log cannot be what this publisher wrote (fatal)
-└── LogHeld           another publisher holds the intent log (fatal)
+├── NotServing          it is starting, recovering or stopping; try again (UNAVAILABLE)
+├── UnknownChange       no such change, or one too old to be waited for by itself (NOT_FOUND)
+├── LogUnreadable       the intent log cannot be what this publisher wrote, or is cut off (fatal)
+├── LogHeld             another publisher holds the intent log (stand by until it is free)
+├── SnapshotFailed      a snapshot of the log was not written (the next start takes longer)
+└── SnapshotUnreadable  a snapshot of the log is torn, corrupt or of another format (passed over)
 
 A refused intent is `goalstate.gs.errors.IntentRejected`: the caller's fault, not ours.
 """
@@ -28,3 +30,11 @@ class LogUnreadable(DpmError):
 
 class LogHeld(DpmError):
     """Another publisher holds the intent log."""
+
+
+class SnapshotFailed(DpmError):
+    """The process that writes a snapshot of the intent log did not write it."""
+
+
+class SnapshotUnreadable(DpmError):
+    """A snapshot of the intent log cannot be read; an older one, or the log itself, may be."""

@@ -9,6 +9,9 @@ Laws:
     within its writer's session, and reading passes over what it has had.
 3.  A bus may fail to write one message and write a later one. Where the numbers of a session have a
     gap, `lost` says so: what that session wrote after it may build on what is not there.
+4.  Reading on from the place of a record gives what reading from the beginning gives after it.
+5.  A session ends where another begins. What a writer that was thrown out may still get into the
+    log after that is passed over: brokers refuse it as well, but nothing depends on that.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -28,6 +32,24 @@ from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 PART_BYTES = 1024 * 1024
 
 
+class LogPlace(NamedTuple):
+    """The end of a record in the log, and what its reader knows there."""
+
+    #: Of the record's last message.
+    position: bytes
+    #: The session that wrote it, and its number within that.
+    session: str
+    number: int
+    #: Is a message of the session missing before it?
+    lost: bool
+    #: How many messages of the log there are up to it, and their payload in bytes.
+    messages: int
+    size: int
+
+
+BEGINNING = LogPlace(EARLIEST, "", 0, False, 0, 0)
+
+
 class IntentLog:
     """Reads the log, and appends to it as its only writer."""
 
@@ -36,47 +58,77 @@ class IntentLog:
         self._topic = topic
         self._part_bytes = part_bytes
         self._producer: Producer | None = None
-        #: While `records` is read: is a message of the session that wrote the last one missing?
-        self.lost = False
+        #: While `records` is read: where the last one ends.
+        self.place = BEGINNING
+        #: Bytes of payload in what was read of the log and appended to it, repetitions included.
+        self.size = 0
         self._session = secrets.token_hex(8)
         self._number = 0
 
-    async def open(self, writer: str) -> None:
-        """Become the log's writer. Raises LogHeld, BrokerUnreachable."""
+    async def open(self, writer: str, *, take_over: bool = False) -> None:
+        """Become the log's writer; `take_over`: throw out who is. Raises LogHeld, BusError."""
         try:
-            self._producer = await self._bus.open_producer(self._topic, exclusive=True, name=writer)
+            self._producer = await self._bus.open_producer(
+                self._topic, exclusive=True, take_over=take_over, name=writer
+            )
         except ProducerFenced as error:
             raise LogHeld(
                 f"another publisher holds the intent log {self._topic}; stop it, "
                 "or serve another region"
             ) from error
 
-    async def records(self) -> AsyncIterator[log_pb2.Record]:
-        """Every whole record so far, oldest first. Raises LogUnreadable."""
+    @property
+    def is_open(self) -> bool:
+        """For writing, by us; whether the broker thinks so too shows at the next append."""
+        return self._producer is not None
+
+    @property
+    def lost(self) -> bool:
+        """While `records` is read: is a message of the session that wrote the last one missing?"""
+        return self.place.lost
+
+    async def records(self, start: LogPlace = BEGINNING) -> AsyncIterator[log_pb2.Record]:
+        """Every whole record after `start` so far, oldest first.
+
+        Raises LogUnreadable, and PositionGone when the log no longer reaches back to `start`.
+        """
         parts: list[bytes] = []
-        had = ("", 0)
-        position = 0
-        async for message in self._bus.read_to_end(self._topic, EARLIEST):
+        had = (start.session, start.number)
+        ended: set[str] = set()
+        lost = start.lost
+        position = start.messages
+        self.place = start
+        self.size = start.size
+        async for message in self._bus.read_to_end(self._topic, start.position):
             position += 1
+            self.size += len(message.payload)
             try:
                 session, number = message.properties["session"], int(message.properties["number"])
                 if session == had[0] and number <= had[1]:
                     continue
+                if session != had[0]:
+                    if session in ended or (number != 1 and had[0]):
+                        continue
+                    ended.add(had[0])
                 expected = had[1] + 1 if session == had[0] else 1
-                self.lost = number != expected or (self.lost and session == had[0])
+                lost = number != expected or (lost and session == had[0])
                 had = (session, number)
                 part, _, parts_text = message.properties["part"].partition("/")
                 if int(part) == 1:
                     parts = []
-                elif int(part) != len(parts) + 1 and self.lost:
+                elif int(part) != len(parts) + 1 and lost:
                     parts = []
                     continue
                 elif int(part) != len(parts) + 1:
                     raise ValueError(f"part {part} follows part {len(parts)}")
                 parts.append(message.payload)
                 if len(parts) == int(parts_text):
-                    yield log_pb2.Record.FromString(b"".join(parts))
+                    record = log_pb2.Record.FromString(b"".join(parts))
                     parts = []
+                    self.place = LogPlace(
+                        message.position, session, number, lost, position, self.size
+                    )
+                    yield record
             except KeyError as error:
                 raise LogUnreadable(
                     f"message {position} of the intent log {self._topic} has no property {error}"
@@ -96,6 +148,7 @@ class IntentLog:
             closed.set_exception(BusClosed("the intent log is not open for writing"))
             return closed
         payload = record.SerializeToString()
+        self.size += len(payload)
         size = self._part_bytes
         pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
         sends = []

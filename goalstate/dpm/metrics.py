@@ -53,6 +53,22 @@ class Metrics:
             ["status"],
             registry=r,
         )
+        self.checkpoints = Counter(
+            "goalstate_dpm_checkpoints",
+            "Checkpoints of streams by what became of them: written or failed.",
+            ["result"],
+            registry=r,
+        )
+        self.checkpoint_bytes = Counter(
+            "goalstate_dpm_checkpoint_bytes",
+            "Bytes of payload of the checkpoints written, before compression.",
+            registry=r,
+        )
+        self.checkpoint_due_seconds = Gauge(
+            "goalstate_dpm_checkpoint_due_seconds",
+            "For how long the checkpoint has been due that is due for longest; 0: none is.",
+            registry=r,
+        )
         self.epoch = Gauge("goalstate_dpm_epoch", "Epoch of this writer.", registry=r)
 
     def sent(self, publication: Publication) -> None:

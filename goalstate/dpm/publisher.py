@@ -4,26 +4,35 @@ A stream's transport is its own affair: `StreamTransport` is all that the publis
 On a bus each stream has its topic, and each topic a lane: a producer, and the messages that the
 broker has not confirmed yet. When a producer breaks, its lane opens another one and sends what is
 unconfirmed again, in order; receivers know a repeated message by its mark.
+
+What is sent on a topic says where the newest checkpoint of its stream is. Since a stream may be
+quiet for long, `BusTransport.announce` says so once by a message of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import structlog
 
 from goalstate.bus.base import Bus, Producer
-from goalstate.bus.errors import BusClosed, BusError
+from goalstate.bus.errors import BusClosed, BusError, ProducerFenced
 from goalstate.dpm.core import Publication
+from goalstate.dpm.recovery import Head, head_of
+from goalstate.gs import digest as digests
 from goalstate.gs import envelope as envelopes
+from goalstate.gs import packing
+from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind
 from goalstate.gs.streams import StreamId
 from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
 
+Prove = Callable[[], Awaitable[object]]
 #: Seconds before what failed is tried again: doubled at each failure up to the second number.
 BACKOFF_S = (0.1, 5.0)
 
@@ -99,26 +108,86 @@ class BusTransport:
         pool: int = 2000,
         clock_ns: Callable[[], int],
         sent: Callable[[Publication], None] = lambda _: None,
+        prove: Prove | None = None,
+        checkpoints: Mapping[StreamId, CheckpointPlace] = MappingProxyType({}),
     ) -> None:
+        """`prove` raises BusError unless it is for us to send: then a topic that another one holds,
+        who must be our predecessor, is taken over. Without it, the topic is waited for."""
         self._bus = bus
         self._topics = topics
         self._pool = pool
         self._clock_ns = clock_ns
         self._sent = sent
+        self._prove = prove
+        self._checkpoints = dict(checkpoints)
         self._lanes: OrderedDict[StreamId, _Lane] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
     def send(self, publication: Publication, confirmed: Callable[[], None]) -> None:
-        stream = publication.envelope.stream
+        lane = self._lane(publication.envelope.stream)
+        self._sent(publication)
+        lane.send(publication, confirmed)
+
+    async def head(self, stream: StreamId) -> Head | None:
+        """The newest message that is surely on a stream's log; None: there is none on it.
+
+        Raises BusError.
+        """
+        found: Head | None = None
+        lane = self._lanes.get(stream)
+        if lane is None or lane.head is None:
+            found = await head_of(self._bus, self._topics.of_stream(stream), stream)
+            lane = self._lanes.get(stream)
+        return (lane.head if lane is not None else None) or found
+
+    async def begin(self, newest: Envelope) -> Head:
+        """The same for a log on which nothing was found: wait for what is on its way there.
+
+        If nothing is, the log was emptied, and what was `newest` on it is followed by a message
+        that changes nothing: something must be there from which the log can be read on.
+        """
+        lane = self._lane(newest.stream)
+        if lane.newest is None:
+            self._tell(lane, newest)
+        await lane.drain()
+        assert lane.head is not None, "it was confirmed"
+        return lane.head
+
+    async def open_producer(self, topic: str) -> Producer:
+        """Of a topic beside those of the streams. Raises BusError."""
+        return await take(self._bus, topic, self._prove)
+
+    async def announce(self, stream: StreamId, place: CheckpointPlace) -> None:
+        """Say from now on where the newest checkpoint of a stream is, and at once do so.
+
+        Raises BusError; then what is sent later says so all the same.
+        """
+        self._checkpoints[stream] = place
+        lane = self._lanes.get(stream)
+        if lane is not None:
+            lane.checkpoint = place
+        head = await self.head(stream)
+        lane = self._lane(stream)
+        newest = lane.newest or (head.envelope if head is not None else None)
+        if newest is not None:
+            self._tell(lane, newest)
+
+    def _tell(self, lane: _Lane, newest: Envelope) -> None:
+        message = in_sync(newest)
+        self._sent(message)
+        lane.send(message, lambda: None)
+
+    def _lane(self, stream: StreamId) -> _Lane:
         lane = self._lanes.get(stream)
         if lane is None:
-            lane = _Lane(self._bus, self._topics.of_stream(stream), stream.id, self._clock_ns)
+            topic = self._topics.of_stream(stream)
+            lane = _Lane(self._bus, topic, stream.id, self._clock_ns, self._prove)
+            lane.checkpoint = self._checkpoints.get(stream)
             self._lanes[stream] = lane
             self._evict()
         else:
             self._lanes.move_to_end(stream)
-        self._sent(publication)
-        lane.send(publication, confirmed)
+        return lane
 
     def _evict(self) -> None:
         for stream, lane in list(self._lanes.items()):
@@ -139,16 +208,54 @@ class BusTransport:
         await asyncio.gather(*self._closing, *(lane.close() for lane in lanes))
 
 
+async def take(bus: Bus, topic: str, prove: Prove | None) -> Producer:
+    """Become the only one who sends to a topic, see `BusTransport`. Raises BusError."""
+    try:
+        return await bus.open_producer(topic, exclusive=True)
+    except ProducerFenced:
+        if prove is None:
+            raise
+    await prove()
+    return await bus.open_producer(topic, exclusive=True, take_over=True)
+
+
+def in_sync(newest: Envelope) -> Publication:
+    """A message that changes nothing, to follow the newest one of a log."""
+    payload = packing.encode([])
+    envelope = newest._replace(
+        kind=MessageKind.IN_SYNC,
+        chunk=1,
+        chunks=1,
+        checksum=digests.checksum(payload),
+        after=None,
+        traceparent="",
+    )
+    return Publication(envelope, payload)
+
+
 class _Lane:
     """One topic: a producer, and what it has not confirmed yet."""
 
-    def __init__(self, bus: Bus, topic: str, key: str, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topic: str,
+        key: str,
+        clock_ns: Callable[[], int],
+        prove: Prove | None,
+    ) -> None:
         self._bus = bus
         self._topic = topic
         self._key = key
         self._clock_ns = clock_ns
+        self._prove = prove
         self._unconfirmed: deque[tuple[Publication, Callable[[], None]]] = deque()
         self._producer: Producer | None = None
+        #: What messages say of the newest checkpoint from now on.
+        self.checkpoint: CheckpointPlace | None = None
+        #: The newest message that was sent here, and the newest that was confirmed.
+        self.newest: Envelope | None = None
+        self.head: Head | None = None
         self._empty = asyncio.Event()
         self._empty.set()
         self._closing = asyncio.Event()
@@ -162,11 +269,14 @@ class _Lane:
     def send(self, publication: Publication, confirmed: Callable[[], None]) -> None:
         self._unconfirmed.append((publication, confirmed))
         self._empty.clear()
+        self.newest = publication.envelope
         if self._producer is not None:
             self._send(self._producer, publication)
 
     def _send(self, producer: Producer, publication: Publication) -> None:
-        stamped = publication.envelope._replace(published_ns=self._clock_ns())
+        stamped = publication.envelope._replace(
+            published_ns=self._clock_ns(), checkpoint=self.checkpoint
+        )
         future = producer.send(
             publication.payload, key=self._key, properties=envelopes.to_properties(stamped)
         )
@@ -180,7 +290,8 @@ class _Lane:
         error = BusClosed("cancelled") if done.cancelled() else done.exception()
         if error is None:
             self._delay = BACKOFF_S[0]
-            _, confirmed = self._unconfirmed.popleft()
+            publication, confirmed = self._unconfirmed.popleft()
+            self.head = Head(publication.envelope, done.result())
             if not self._unconfirmed:
                 self._empty.set()
             confirmed()
@@ -197,7 +308,7 @@ class _Lane:
     async def _open(self) -> None:
         while not self._closing.is_set():
             try:
-                producer = await self._bus.open_producer(self._topic, exclusive=True)
+                producer = await take(self._bus, self._topic, self._prove)
             except BusError as error:
                 log.warning("cannot open topic yet", topic=self._topic, error=str(error))
                 await self._pause()

@@ -44,6 +44,9 @@ _WHY = {
     Why.PENDING: api.Straggler.PENDING,
 }
 
+#: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
+ACTIVE_ADDRESS = "goalstate-active-address"
+
 #: grpc.aio.ServicerContext; the library has no types.
 Context: TypeAlias = Any
 
@@ -63,7 +66,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         except IntentRejected as error:
             await _refuse(context, error)
         except NotServing as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await self._abort_unavailable(context, error)
 
     async def ApplyStream(
         self, request_iterator: AsyncIterator[api.ApplyRequest], context: Context
@@ -80,7 +83,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     ],
                 )
             except NotServing as error:
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+                await self._abort_unavailable(context, error)
 
     async def _apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
         started = time.perf_counter()
@@ -148,6 +151,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             problem = f"timeout_s: {request.timeout_s:g} is not from 0 to {MAX_WAIT_S:g}"
         if problem:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
+        await self._check_serving(context)
         if target == "vpc_id" and not self._engine.knows_vpc(request.vpc_id):
             await _abort(
                 context,
@@ -165,6 +169,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             )
         except UnknownChange as error:
             await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+        except NotServing as error:
+            await self._abort_unavailable(context, error)
 
     # --- what is ---
 
@@ -190,7 +196,11 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             uptime_s=time.monotonic() - self._started,
             serving=engine.serving,
             problem=engine.problem,
+            role=_role(engine),
         )
+        if engine.active is not None:
+            reply.active_writer = engine.active.writer
+            reply.active_address = engine.active.address
         groups: dict[str, set[str]] = {}
         for host in core.desired.objects(ObjectKind.HOST):
             groups.setdefault(host.group, set()).add(host.id)
@@ -247,6 +257,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"kind: there is no kind {request.kind}",
             )
+        await self._check_serving(context)
         async with self._engine.lock:
             pieces = self._pieces(request)
         if not pieces and request.id:
@@ -254,6 +265,18 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             await _abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
         for piece in pieces:
             yield intent_codec.to_proto(piece)
+
+    async def _check_serving(self, context: Context) -> None:
+        """Another one may know more by now, unless this one is sure to be the active one."""
+        if not self._engine.serving:
+            problem = NotServing(f"the publisher is not serving just now: {self._engine.problem}")
+            await self._abort_unavailable(context, problem)
+
+    async def _abort_unavailable(self, context: Context, error: NotServing) -> NoReturn:
+        active = self._engine.active
+        if active is not None and active.address:
+            context.set_trailing_metadata(((ACTIVE_ADDRESS, active.address),))
+        await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     def _pieces(self, request: api.GetIntentRequest) -> list[Intent]:
         desired = self._engine.core.desired
@@ -280,6 +303,12 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         if kind is ObjectKind.DHCP:
             object_ = self._engine.core.desired.get(ObjectKind.PORT, object_.port_id)
         return str(object_.vpc_id)
+
+
+def _role(engine: Engine) -> api.StatusReply.Role.ValueType:
+    if engine.standing_by:
+        return api.StatusReply.STANDBY
+    return api.StatusReply.ACTIVE if engine.serving else api.StatusReply.UNKNOWN
 
 
 async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:

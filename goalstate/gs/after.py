@@ -253,7 +253,8 @@ class After:
         while pending:
             kind, id_ = pending.pop()
             index = self.gone[kind][id_]
-            for user in self.state.users(kind, id_):
+            # The order of deletions is published; that of the indexes depends on the path.
+            for user in sorted(self.state.users(kind, id_)):
                 if user not in reached and user[1] not in self.put[user[0]]:
                     reached.add(user)
                     self.gone[user[0]].setdefault(user[1], index)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from goalstate.gs.desired import Changes, Desired, ObjectChange
@@ -125,13 +126,13 @@ class Derivation:
         some = after if after is not None else before
         if kind is ObjectKind.HOST:
             if before is not None and after is not None and _underlay(before) != _underlay(after):
-                for port_id in self._desired.ports_of_host(after.id):
+                for port_id in sorted(self._desired.ports_of_host(after.id)):
                     yield Key(Kind.PORT, port_id)
                     yield Key(Kind.NEIGHBOR, port_id)
         elif kind is ObjectKind.VPC:
             yield Key(Kind.VPC, some.id)
             if before is not None and after is not None and before.tunnel_id != after.tunnel_id:
-                for subnet_id in self._desired.subnets_of_vpc(some.id):
+                for subnet_id in sorted(self._desired.subnets_of_vpc(some.id)):
                     yield Key(Kind.SUBNET, subnet_id)
         elif kind is ObjectKind.GATEWAY:
             yield Key(Kind.GATEWAY, some.id)
@@ -165,6 +166,43 @@ class Derivation:
                             keys[Key(Kind.SUBSCRIPTION, name, end.host_id)] = None
         for dhcp_id in self._desired.dhcps_of_port(some.id):
             keys[Key(Kind.DHCP, dhcp_id)] = None
+
+    # --- what is on a stream ---
+
+    def on_stream(self, stream: StreamId) -> Iterator[Key]:
+        """Keys of all resources that are on the stream when this is called, each once.
+
+        Costs what the stream is large, and may be read on while the state changes. Some may be of
+        no resource: those of ports that are not bound.
+        """
+        if stream.kind is StreamKind.INBOX:
+            return iter(self._on_inbox(stream.id))
+        if stream.kind is StreamKind.SECURITY_GROUP:
+            return iter([Key(Kind.SECURITY_GROUP, stream.id)] if self._own_stream else [])
+        desired, id_ = self._desired, stream.id
+        keys = [Key(Kind.VPC, id_)]
+        keys += (Key(Kind.SUBNET, subnet) for subnet in desired.subnets_of_vpc(id_))
+        if not self._own_stream:
+            keys += (Key(Kind.SECURITY_GROUP, group) for group in desired.groups_of_vpc(id_))
+        keys += (Key(Kind.ROUTER, router) for router in desired.routers_of_vpc(id_))
+        keys += (Key(Kind.GATEWAY, gateway) for gateway in desired.gateways_of_vpc(id_))
+        # There may be a hundred thousand: at once only their ids are listed.
+        ports = list(desired.ports_of_vpc(id_))
+        return chain(keys, (_new(Key, (Kind.NEIGHBOR, port, "")) for port in ports))
+
+    def _on_inbox(self, group: str) -> dict[Key, None]:
+        keys: dict[Key, None] = {}
+        for host in self._desired.hosts_in_group(group):
+            for port_id in self._desired.ports_of_host(host):
+                port = self._ports[port_id]
+                streams = [vpc_stream(port.vpc_id)]
+                if self._own_stream:
+                    streams += map(security_group_stream, port.security_group_ids)
+                keys.update((Key(Kind.SUBSCRIPTION, str(name), host), None) for name in streams)
+                keys[Key(Kind.PORT, port_id)] = None
+                for dhcp in self._desired.dhcps_of_port(port_id):
+                    keys[Key(Kind.DHCP, dhcp)] = None
+        return keys
 
     # --- what a resource must be ---
 

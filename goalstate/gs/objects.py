@@ -8,7 +8,8 @@ Laws:
     as its answer.
 3.  Nothing is judged here: what comes in is valid (see `validation`).
 
-Queries give live views whose order is the same at each run; copy what is kept over a change.
+Queries give live views; copy what is kept over a change. Their order is the same at each run, but
+follows the path: where anything that is published depends on it, it is sorted.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class Objects:
         }
         self._host_ports: dict[str, _Ids] = {}
         self._host_by_ip: dict[str, str] = {}
+        # By group of hosts, which is no object of its own.
+        self._group_hosts: dict[str, _Ids] = {}
         self._by_vpc: dict[str, _VpcIndex] = {}
         self._by_group: dict[str, _GroupIndex] = {}
         # By subnet: the port of each address.
@@ -215,6 +218,10 @@ class Objects:
     def host_with_ip(self, ip: str) -> str | None:
         return self._host_by_ip.get(ip)
 
+    def hosts_in_group(self, group: str) -> Collection[str]:
+        """Ids of the hosts of the group (a rack), which share an inbox."""
+        return self._group_hosts.get(group, _NO_IDS)
+
     def tunnel_users(self, tunnel_id: int) -> Mapping[tuple[ObjectKind, str], str]:
         """The VPC of each VPC or subnet that uses the tunnel id; all are one VPC's."""
         return self._tunnels.get(tunnel_id, _NO_TUNNELS)
@@ -268,9 +275,11 @@ class Objects:
     def _link_host(self, host: Host) -> None:
         self._host_ports.setdefault(host.id, {})
         self._host_by_ip[host.ip_address] = host.id
+        self._group_hosts.setdefault(host.group, {})[host.id] = None
 
     def _unlink_host(self, host: Host) -> None:
         del self._host_by_ip[host.ip_address]
+        _remove(self._group_hosts, host.group, host.id)
 
     def _link_vpc(self, vpc: Vpc) -> None:
         self._by_vpc.setdefault(vpc.id, _VpcIndex())

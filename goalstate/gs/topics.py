@@ -54,5 +54,10 @@ class Topics(NamedTuple):
     def intent_log(self) -> str:
         return f"{self.prefix}/intent.log"
 
+    @property
+    def intent_snapshots(self) -> str:
+        """Where the snapshots of the intent log are. There is no such topic before the first."""
+        return f"{self.prefix}/intent.checkpoint"
+
     def reports(self, shard: int) -> str:
         return f"{self.prefix}/reports.{shard % self.report_shards}"

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.reports import Reporter
 from goalstate.bus.base import LATEST, Message
+from goalstate.bus.errors import PositionGone
 from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
 from goalstate.dpm.convergence import Convergence, Progress
 from goalstate.dpm.core import Accepted, Core, Publication
@@ -87,7 +89,14 @@ class _Host:
                     )
                 )
 
-        reader = self._world.broker.attach(follow.topic, follow.start, sink, name=self.core.host)
+        broker, topics = self._world.broker, self._world.topics
+        newest = broker.messages(follow.topic)[-1:] if is_sought(follow, topics) else []
+        begin = beginning(follow, newest[0].properties if newest else None, topics)
+        try:
+            reader = broker.attach(*begin, sink, name=self.core.host)
+        except PositionGone:
+            self.do(self.core.position_gone(stream, self._world.now_ns))
+            return
         self._readers[stream] = reader
 
     def _close(self, stream: StreamId) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from goalstate.agent.core import HostSettings
 from goalstate.agent.dataplanes import DataPlane, MemoryDataPlane
 from goalstate.agent.fleet import Fleet, FleetSettings, Member
-from goalstate.bus.base import Message, Sink
+from goalstate.agent.state_file import StateFile
+from goalstate.bus.base import LATEST, Message, Sink
 from goalstate.bus.memory import MemoryBroker, MemoryBus
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.streams import StreamId
@@ -32,13 +34,13 @@ async def wait_until(condition: Callable[[], Any], what: str) -> None:
 class FleetRig:
     """A broker, a bus that can be told to fail, and the reports of a fleet."""
 
-    def __init__(self) -> None:
-        self.broker = MemoryBroker(time.time_ns)
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        self.broker = broker or MemoryBroker(time.time_ns)
         self.bus = FailingBus(self.broker, "fleet")
         self.hosts: dict[str, agent_pb2.HostReport] = {}
         self.reports: list[agent_pb2.Report] = []
         for shard in range(TOPICS.report_shards):
-            self.broker.attach(TOPICS.reports(shard), b"", self._reported)
+            self.broker.attach(TOPICS.reports(shard), LATEST, self._reported)
 
     def _reported(self, message: Message) -> None:
         report = agent_pb2.Report.FromString(message.payload)
@@ -61,6 +63,7 @@ class FleetRig:
         limit: int = 4096,
         open_at_a_time: int = 256,
         pending_deadline_s: float = 30,
+        state: StateFile | None = None,
     ) -> AsyncIterator[Fleet]:
         settings = FleetSettings(
             HostSettings(TOPICS, int(pending_deadline_s * 1e9), limit),
@@ -70,7 +73,7 @@ class FleetRig:
             open_readers_at_a_time=open_at_a_time,
             inspection_address="127.0.0.1:1",
         )
-        fleet = Fleet(self.bus, members, settings, data_plane)
+        fleet = Fleet(self.bus, members, settings, data_plane, state)
         await fleet.start()
         try:
             yield fleet
@@ -90,7 +93,7 @@ class FleetRig:
 
 
 class FailingBus(MemoryBus):
-    """A memory bus that counts opens, and fails them or holds them up when it is told to."""
+    """A memory bus that counts opens and looks, and fails or holds them up when it is told to."""
 
     def __init__(self, broker: MemoryBroker, name: str) -> None:
         super().__init__(broker, name)
@@ -101,6 +104,24 @@ class FailingBus(MemoryBus):
         self.opening = 0
         self.most_opening = 0
         self.opened = 0
+        #: Looks at the newest message, by topic; and as above, for these.
+        self.looks = Counter[str]()
+        self.look_failures: list[Exception] = []
+        self.look_gate = asyncio.Event()
+        self.look_gate.set()
+        self.looking = 0
+
+    async def last(self, topic: str) -> Message | None:
+        self.looks[topic] += 1
+        self.looking += 1
+        try:
+            await asyncio.sleep(0)
+            await self.look_gate.wait()
+            if self.look_failures:
+                raise self.look_failures.pop(0)
+            return await super().last(topic)
+        finally:
+            self.looking -= 1
 
     async def open_reader(self, topic: str, start: bytes, sink: Sink) -> Any:
         self.opening += 1

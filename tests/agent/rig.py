@@ -6,13 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.reports import Reporter
+from goalstate.agent.state import Journal, StoredStream
+from goalstate.bus.base import EARLIEST
+from goalstate.bus.errors import PositionGone
 from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
 from goalstate.gs import digest as digests
 from goalstate.gs import packing
-from goalstate.gs.envelope import Envelope, MessageKind, to_properties
+from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind, to_properties
 from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
@@ -138,6 +142,8 @@ class Publisher:
         self.epoch = epoch
         #: By host; on a multicast stream the host is "".
         self.held: dict[str, dict[tuple[Kind, str], Resource]] = {}
+        #: The newest complete one, which messages tell of.
+        self.checkpoint: CheckpointPlace | None = None
 
     def digest(self, host: str = "") -> int:
         return digests.of(self.held.get(host, {}).values())
@@ -146,9 +152,6 @@ class Publisher:
         self,
         *resources: Resource,
         host: str | None = None,
-        kind: MessageKind = MessageKind.DELTA,
-        chunk: int = 1,
-        chunks: int = 1,
         claim: Iterable[Resource] | None = None,
     ) -> Sent:
         """One message. On an inbox stream for `host` (default: HOST).
@@ -170,11 +173,26 @@ class Publisher:
             [Addressed(host, resource) for resource in resources],
             {host: self.digest(host)} if host and resources else None,
         )
+        return self.sent(payload, self.mark, after=after if after != ORIGIN else None)
+
+    def sent(
+        self,
+        payload: bytes,
+        mark: Mark,
+        kind: MessageKind = MessageKind.DELTA,
+        chunk: int = 1,
+        chunks: int = 1,
+        *,
+        after: Mark | None = None,
+        until: Mark | None = None,
+        checkpoint: CheckpointPlace | None = None,
+    ) -> Sent:
+        """A message with the stream's digest as it is now."""
         total = sum(digests.of(some.values()) for some in self.held.values()) & digests.MASK
         envelope = Envelope(
             102,
             self.stream,
-            self.mark,
+            mark,
             kind,
             chunk,
             chunks,
@@ -182,9 +200,73 @@ class Publisher:
             digests.to_hex(total),
             digests.checksum(payload),
             START_NS,
-            after if after != ORIGIN else None,
+            after,
+            "",
+            checkpoint or self.checkpoint,
+            until,
         )
         return to_properties(envelope), payload
+
+
+class Checkpoint:
+    """A checkpoint of a publisher's stream while it is written, chunk by chunk."""
+
+    def __init__(self, broker: MemoryBroker, publisher: Publisher, chunks: int) -> None:
+        """All that was published so far must be on the log."""
+        self.broker = broker
+        self.publisher = publisher
+        self.mark = publisher.mark
+        self.chunk = 0
+        self.chunks = chunks
+        self.log_topic = TOPICS.of_stream(publisher.stream)
+        self.topic = TOPICS.checkpoints_of(publisher.stream)
+        earlier = broker.messages(self.topic)
+        self.place = CheckpointPlace(
+            earlier[-1].position if earlier else EARLIEST,
+            broker.messages(self.log_topic)[-1].position,
+        )
+
+    def add(self, *resources: Resource, host: str = "") -> None:
+        """Write the next chunk, on an inbox stream with these resources of a host."""
+        self.chunk += 1
+        payload = packing.encode(
+            [Addressed(host, resource) for resource in resources],
+            {host: self.publisher.digest(host)} if host else None,
+        )
+        self._put(
+            self.topic,
+            self.publisher.sent(
+                payload, self.mark, MessageKind.CHECKPOINT, self.chunk, self.chunks
+            ),
+        )
+
+    def close(self) -> None:
+        """Write the end, and tell of it on the log."""
+        assert self.chunk == self.chunks
+        publisher, nothing = self.publisher, packing.encode([])
+        kind = MessageKind.IN_SYNC
+        end = publisher.sent(nothing, self.mark, kind, until=publisher.mark, checkpoint=self.place)
+        self._put(self.topic, end)
+        publisher.checkpoint = self.place
+        self._put(self.log_topic, publisher.sent(nothing, publisher.mark, kind))
+
+    def _put(self, topic: str, sent: Sent) -> None:
+        properties, payload = sent
+        self.broker.publish(topic, payload, properties=properties)
+
+
+def checkpoint(broker: MemoryBroker, publisher: Publisher, chunks: int = 2) -> Checkpoint:
+    """Write a checkpoint of a stream that nothing happens on meanwhile; in chunks for each host."""
+    pieces = []
+    for host, held in publisher.held.items():
+        resources = list(held.values())
+        size = -(-len(resources) // chunks)
+        pieces += [(host, resources[at * size : (at + 1) * size]) for at in range(chunks)]
+    written = Checkpoint(broker, publisher, len(pieces))
+    for host, piece in pieces:
+        written.add(*piece, host=host)
+    written.close()
+    return written
 
 
 # --- the host ---
@@ -196,15 +278,21 @@ class Rig:
     def __init__(
         self,
         *,
+        host: str = HOST,
+        beside: Rig | None = None,
         faults: Faults | None = None,
         counting: bool = False,
         deadline_s: float = 30,
         limit: int = 4096,
+        stored: Iterable[StoredStream] = (),
     ) -> None:
-        self.now = START_NS
-        self.broker = MemoryBroker(lambda: self.now, faults or Faults())
+        """`beside` another one: on its broker, with its publishers. It begins with `stored`."""
+        self.now: int = beside.now if beside else START_NS
+        self.broker: MemoryBroker = (
+            beside.broker if beside else MemoryBroker(lambda: self.now, faults or Faults())
+        )
         settings = HostSettings(TOPICS, int(deadline_s * 1e9), limit)
-        self.core = HostCore(HOST, INBOX, settings, counting=counting)
+        self.core = HostCore(host, INBOX, settings, counting=counting, journal=Journal())
         self.reporter = Reporter(self.core, incarnation=7, lease_s=30)
         self.plane = MemoryDataPlane()
         #: All programs so far, in order.
@@ -216,9 +304,9 @@ class Rig:
         self.waiting: list[Program] = []
         self.readers: dict[StreamId, MemoryReader] = {}
         self.follows: list[Follow] = []
-        self.inbox = Publisher(INBOX)
-        self.vpc = Publisher(STREAM)
-        self.perform(self.core.start(self.now))
+        self.inbox: Publisher = beside.inbox if beside else Publisher(INBOX)
+        self.vpc: Publisher = beside.vpc if beside else Publisher(STREAM)
+        self.perform(self.core.start(self.now, stored))
 
     # what happens
 
@@ -263,7 +351,8 @@ class Rig:
             if isinstance(action, Follow):
                 self._follow(action)
             elif isinstance(action, Unfollow):
-                self.broker.detach(self.readers.pop(action.stream))
+                if action.stream in self.readers:
+                    self.broker.detach(self.readers.pop(action.stream))
             else:
                 self.programs.append(action.operations)
                 if self.slow:
@@ -293,13 +382,18 @@ class Rig:
         self.follows.append(follow)
         if follow.stream in self.readers:
             self.broker.detach(self.readers[follow.stream])
-        self.readers[follow.stream] = self.broker.attach(
-            follow.topic,
-            follow.start,
-            lambda m: self.perform(
-                self.core.receive(follow.stream, m.properties, m.payload, m.position, self.now)
-            ),
-        )
+            del self.readers[follow.stream]
+        newest = self.broker.messages(follow.topic)[-1:] if is_sought(follow, TOPICS) else []
+        begin = beginning(follow, newest[0].properties if newest else None, TOPICS)
+        try:
+            self.readers[follow.stream] = self.broker.attach(
+                *begin,
+                lambda m: self.perform(
+                    self.core.receive(follow.stream, m.properties, m.payload, m.position, self.now)
+                ),
+            )
+        except PositionGone:
+            self.perform(self.core.position_gone(follow.stream, self.now))
 
     # what is
 
@@ -341,7 +435,7 @@ class Rig:
     def agrees(self, publisher: Publisher | None = None) -> bool:
         """Does the host hold what the publisher published?"""
         publisher = publisher or self.vpc
-        host = HOST if publisher.stream.kind is StreamKind.INBOX else ""
+        host = self.core.host if publisher.stream.kind is StreamKind.INBOX else ""
         return self.core.streams[publisher.stream].live.digest == publisher.digest(host)
 
     def report(self, *, full: bool = False) -> agent_pb2.HostReport | None:

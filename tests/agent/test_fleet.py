@@ -16,7 +16,9 @@ from goalstate.gs.streams import inbox_stream
 from tests.agent.fleet_rig import FleetRig, wait_until
 from tests.agent.rig import (
     STREAM,
+    TOPICS,
     Publisher,
+    checkpoint,
     gone,
     neighbor,
     port,
@@ -148,6 +150,100 @@ def test_a_position_that_is_gone_leads_to_reading_from_the_beginning() -> None:
             subscribe(rig, MEMBERS[:1])
             await wait_until(lambda: rig.told("h0", "vpc/vpc-1") == (1, 1), "1/1")
             assert fleet.counters.resyncs == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_fleet_joins_from_checkpoints_and_shares_the_looks_for_them() -> None:
+    async def scenario() -> None:
+        rig = FleetRig()
+        publisher = Publisher(STREAM)
+        rig.put(publisher.publish(vpc(), subnet()))
+        rig.put(publisher.publish(*(neighbor(n) for n in range(10))))
+        racks = subscribe(rig, MEMBERS)
+        for one in (publisher, *racks.values()):
+            checkpoint(rig.broker, one)
+        rig.broker.trim(
+            TOPICS.of_stream(STREAM), 2
+        )  # the message at its mark, and what tells of it
+        rig.put(publisher.publish(neighbor(10)))
+        async with rig.fleet(MEMBERS) as fleet:
+            await wait_until(
+                lambda: all(rig.told(m.host, "vpc/vpc-1") == (1, 3) for m in MEMBERS), "1/3"
+            )
+            for host in fleet.hosts.values():
+                plane = host.data_plane
+                assert isinstance(plane, MemoryDataPlane)
+                assert len(plane.tables[Kind.NEIGHBOR]) == 11
+            assert {rig.bus.looks[TOPICS.of_stream(one.stream)] for one in racks.values()} == {1}
+            # Hosts learn one after the other that they are to follow it.
+            assert 1 <= rig.bus.looks[TOPICS.of_stream(STREAM)] <= 4
+            assert len(rig.bus.looks) == 3
+            assert fleet.counters.gaps == fleet.counters.resyncs == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_look_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "RETRY_S", 0.001)
+
+    async def scenario() -> None:
+        rig = FleetRig()
+        rig.bus.look_failures = [BrokerUnreachable("gone")] * 5
+        async with rig.fleet(MEMBERS) as fleet:
+            assert fleet.readers.open == 8
+            assert not rig.bus.look_failures
+
+    asyncio.run(scenario())
+
+
+def test_a_checkpoint_that_is_gone_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "TICK_S", 0.001)
+    monkeypatch.setattr("goalstate.agent.core.RETRY_NS", 1_000_000)
+
+    async def scenario() -> None:
+        rig = FleetRig()
+        publisher = Publisher(STREAM)
+        rig.put(publisher.publish(vpc()))
+        checkpoint(rig.broker, publisher)
+        checkpoint(rig.broker, publisher)
+        rig.broker.trim(TOPICS.checkpoints_of(STREAM), 0)
+        async with rig.fleet(MEMBERS[:1]) as fleet:
+            subscribe(rig, MEMBERS[:1])
+            await wait_until(lambda: fleet.counters.resyncs > 3, "it looks again")
+            checkpoint(rig.broker, publisher)
+            await wait_until(lambda: rig.told("h0", "vpc/vpc-1") == (1, 1), "1/1")
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_that_is_wished_for_no_longer_during_the_look_is_not_opened() -> None:
+    async def scenario() -> None:
+        rig = FleetRig()
+        rig.put(Publisher(STREAM).publish(vpc()))
+        async with rig.fleet(MEMBERS[:1]) as fleet:
+            rack = Publisher(inbox_stream("rack-0"))
+            rig.bus.look_gate.clear()
+            rig.put(rack.publish(subscription(), host="h0"))
+            await wait_until(lambda: rig.bus.looking == 1, "the look is under way")
+            rig.put(rack.publish(gone(subscription()), host="h0"))
+            await wait_until(lambda: fleet.readers.wanted == 1, "it is not wanted any more")
+            opened = rig.bus.opened
+            rig.bus.look_gate.set()
+            await fleet.readers.settled()
+            assert (fleet.readers.open, rig.bus.opened) == (1, opened)
+
+    asyncio.run(scenario())
+
+
+def test_a_fleet_can_be_stopped_during_a_look() -> None:
+    async def scenario() -> None:
+        rig = FleetRig()
+        async with rig.fleet(MEMBERS[:1]) as fleet:
+            rig.bus.look_gate.clear()
+            subscribe(rig, MEMBERS[:1])
+            await wait_until(lambda: rig.bus.looking == 1, "the look is under way")
+        assert rig.bus.looking == fleet.readers.open == 0
 
     asyncio.run(scenario())
 

@@ -1,4 +1,4 @@
-"""Digests, reading again into a shadow, checkpoints."""
+"""Digests, reading again into a shadow; see `test_checkpoints` for what is read then."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import pytest
 
 from goalstate.agent.core import RETRY_MAX_NS
 from goalstate.bus.base import EARLIEST
-from goalstate.gs.envelope import MessageKind
 from goalstate.gs.streams import Mark
 from tests.agent.rig import (
     HOST,
     INBOX,
     STREAM,
     TOPICS,
-    Publisher,
     Rig,
+    checkpoint,
     gone,
     neighbor,
     port,
@@ -126,100 +125,27 @@ def test_a_host_checks_its_own_digest_on_the_inbox(rig: Rig) -> None:
     assert rig.core.host == HOST
 
 
-# --- checkpoints ---
-
-
-def checkpoint(publisher: Publisher, pieces: int = 2) -> list[tuple[dict[str, str], bytes]]:
-    """The whole state of a stream, on it."""
-    held = list(publisher.held[""].values())
-    size = -(-len(held) // pieces)
-    sent = [
-        publisher.publish(
-            *held[piece * size : (piece + 1) * size],
-            kind=MessageKind.CHECKPOINT,
-            chunk=piece + 1,
-            chunks=pieces,
-        )
-        for piece in range(pieces)
-    ]
-    return [*sent, publisher.publish(kind=MessageKind.IN_SYNC)]
-
-
-def trimmed(rig: Rig) -> Rig:
-    """Another host that finds only what comes from the checkpoint on."""
-    late = Rig()
-    late.vpc = rig.vpc
-    for sent in checkpoint(rig.vpc):
-        late.put(sent)
-    return late
-
-
-def test_a_late_host_begins_with_a_checkpoint_and_is_in_sync_at_its_end(rig: Rig) -> None:
-    late = trimmed(rig)
-    late.on_inbox(subscription())
-    assert late.watermark() == rig.vpc.mark == Mark(1, 5)
-    assert late.agrees()
-    assert late.in_plane() == rig.in_plane()
-    late.on_vpc(neighbor(9))
-    assert late.agrees()
-    assert late.watermark() == Mark(1, 6)
-
-
-def test_nothing_of_a_checkpoint_counts_before_its_end(rig: Rig) -> None:
-    late = Rig()
-    for sent in checkpoint(rig.vpc)[:-1]:
-        late.put(sent)
-    late.on_inbox(subscription())
-    assert late.in_plane() == set()
-    assert late.watermark() == Mark(0, 0)
-
-
-def test_a_host_in_sync_takes_a_checkpoint_for_what_it_knows(rig: Rig) -> None:
-    programs = len(rig.programs)
-    for sent in checkpoint(rig.vpc):
-        rig.put(sent)
-    rig.run()
-    assert len(rig.programs) == programs
-    assert rig.watermark() == Mark(1, 5)
-    assert rig.agrees()
-
-
-def test_a_host_that_was_away_for_too_long_sweeps_what_the_checkpoint_does_not_hold(
-    rig: Rig,
-) -> None:
-    rig.vpc.publish(gone(neighbor(0)))  # the host never sees this
-    topic = TOPICS.of_stream(STREAM)
-    for sent in checkpoint(rig.vpc):
-        rig.put(sent)
-    rig.broker.trim(topic, 3)
-    rig.run()
-    rig.pass_time(2)
-    assert rig.agrees()
-    assert "neighbor/port-0" not in rig.in_plane()
-    assert not rig.exceptions()
-
-
 def test_a_log_that_was_trimmed_without_a_checkpoint_is_a_gap(rig: Rig) -> None:
-    late = Rig()
-    late.put(rig.vpc.publish(neighbor(9)))
-    late.on_inbox(subscription())
+    rig.broker.trim(TOPICS.of_stream(STREAM), 1)
+    late = Rig(beside=rig)
+    late.run()
     assert list(late.exceptions().values()) == ["REFUSED GAP"]
     assert late.in_plane() == set()
+    checkpoint(rig.broker, rig.vpc)
     late.pass_time(3)
-    for sent in checkpoint(rig.vpc):
-        late.put(sent)
-    late.run()
-    assert late.in_plane() == rig.in_plane() | {"neighbor/port-9"}
+    assert late.in_plane() == rig.in_plane()
     assert not late.exceptions()
 
 
 def test_a_subscription_may_say_where_to_begin(rig: Rig) -> None:
-    late = Rig()
-    late.put(rig.vpc.publish(neighbor(9)))
-    start = late.broker.messages(TOPICS.of_stream(STREAM))[-1].position
-    for sent in checkpoint(rig.vpc):
-        late.put(sent)
-    late.on_inbox(subscription(start_position=start))
-    assert late.follows[-1] == (STREAM, TOPICS.of_stream(STREAM), start)
-    assert late.core.counters.gaps == 0
-    assert late.applied() == rig.applied() | {"neighbor/port-9"}
+    topic = "shared"
+    start = rig.broker.publish(topic, b"of another stream")
+    for message in rig.broker.messages(TOPICS.of_stream(STREAM)):
+        rig.broker.publish(topic, message.payload, properties=message.properties)
+    late = Rig(host="host-2", beside=rig)
+    fact = subscription(topic=topic, start_position=start)
+    rig.put(rig.inbox.publish(fact, host="host-2"))
+    rig.run()
+    assert late.follows[-1] == (STREAM, topic, start)
+    assert (late.core.counters.gaps, late.core.counters.foreign) == (0, 0)
+    assert late.applied() == rig.applied()

@@ -206,7 +206,7 @@ class Refusing(asyncio.Protocol):
             if kind == wire.PUBLISH:
                 self._transport.abort()
                 return
-            answer = {"id": json.loads(body)["id"], "store": b"8 octets".hex()}
+            answer = {"id": json.loads(body)["id"], "store": b"8 octets".hex(), "epoch": 0}
             self._transport.write(wire.frame(wire.REPLY, json.dumps(answer).encode()))
 
 

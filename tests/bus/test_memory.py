@@ -175,15 +175,27 @@ def test_messages_carry_the_given_clock_and_size_limit() -> None:
 
 def test_claims_exclude_each_other() -> None:
     broker = MemoryBroker(lambda: 0)
-    broker.claim("t")
+    shared = broker.claim("t")
     with pytest.raises(ProducerFenced):
         broker.claim("t", exclusive=True)
-    broker.release("t")
-    broker.claim("t", exclusive=True)
+    broker.release("t", shared)
+    alone = broker.claim("t", exclusive=True)
     with pytest.raises(ProducerFenced):
         broker.claim("t")
-    broker.release("t")
+    broker.release("t", alone)
     broker.claim("t")
+
+
+def test_whoever_was_thrown_out_does_not_free_the_topic_for_others() -> None:
+    broker = MemoryBroker(lambda: 0)
+    old = broker.claim("t", exclusive=True)
+    new = broker.claim("t", exclusive=True, take_over=True)
+    with pytest.raises(ProducerFenced, match="took the topic over"):
+        broker.check_claim("t", old)
+    broker.check_claim("t", new)
+    broker.release("t", old)
+    with pytest.raises(ProducerFenced):
+        broker.claim("t")
 
 
 def test_one_busy_topic_does_not_keep_the_loop_from_other_work() -> None:

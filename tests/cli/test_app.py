@@ -26,6 +26,7 @@ COMMANDS = (
     ("decode",),
     ("convert",),
     ("generate",),
+    ("simulate-faults",),
     ("broker", "start"),
     ("dpm", "serve"),
     ("agent", "run"),

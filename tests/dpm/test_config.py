@@ -108,6 +108,8 @@ def test_an_unknown_key_is_named(file: Path) -> None:
         ("compression", "rar"),
         ("max_intent_bytes", 0),
         ("max_intent_bytes", MAX_GRPC_BYTES + 1),
+        ("snapshot_min_bytes", -1),
+        ("snapshot_factor", -0.1),
         ("log_format", "xml"),
         ("log_level", "loud"),
         ("unknown", 1),

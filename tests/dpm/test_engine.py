@@ -17,7 +17,7 @@ from goalstate.dpm import engine as engine_module
 from goalstate.dpm.convergence import Progress, Why
 from goalstate.dpm.core import Core, Publication
 from goalstate.dpm.engine import Engine, Outcome
-from goalstate.dpm.errors import LogHeld, LogUnreadable, NotServing, UnknownChange
+from goalstate.dpm.errors import LogUnreadable, NotServing, UnknownChange
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import intent_codec
 from goalstate.gs.desired import Desired
@@ -59,7 +59,12 @@ MANY_HOSTS = Intent(
 
 
 def new_engine(
-    region: Region, clock: Clock | None = None, *, writer: str = "dpm-1", own_stream: bool = False
+    region: Region,
+    clock: Clock | None = None,
+    *,
+    writer: str = "dpm-1",
+    own_stream: bool = False,
+    **more: Any,
 ) -> Engine:
     return Engine(
         region.bus(writer),
@@ -69,6 +74,7 @@ def new_engine(
         metrics=Metrics(),
         security_groups_own_stream=own_stream,
         clock_ns=clock or Clock(),
+        **more,
     )
 
 
@@ -409,21 +415,6 @@ def test_a_stop_notes_what_is_published() -> None:
     run(test)
 
 
-def test_of_two_publishers_for_one_region_the_second_says_so() -> None:
-    async def test(region: Region) -> None:
-        async with serving(region) as engine:
-            second = new_engine(region, writer="dpm-2")
-            with pytest.raises(LogHeld, match="another publisher holds"):
-                await second.start()
-            await second.stop()
-            assert (await apply(engine, *build())).change == len(build())
-            assert engine.core.epoch == 1
-        async with serving(region, writer="dpm-2") as engine:
-            assert engine.core.epoch == 2
-
-    run(test)
-
-
 # --- killed ---
 
 
@@ -591,10 +582,7 @@ def test_a_broker_that_is_away_is_waited_for() -> None:
             region.broker.stop()
             with pytest.raises(NotServing):
                 await apply(engine, build()[2])
-            opened = region.opened[region.topics.intent_log]
-            await until(
-                lambda: region.opened[region.topics.intent_log] > opened + 3, "several attempts"
-            )
+            await until(lambda: "cannot recover" in engine.problem, "an attempt")
             assert not engine.serving
             region.broker.start()
             await until(lambda: engine.serving, "it serves again")
@@ -838,8 +826,8 @@ def append(region: Region, *records: log_pb2.Record) -> None:
 UNREADABLE = {
     "change 2.*would be change 1": [incarnation(1), change(2, HOSTS)],
     "change 1.*no host": [incarnation(1), change(1, Intent(deletes=(Deletion(K.HOST, "h9"),)))],
-    "change 1.*no epoch": [change(1, HOSTS)],
-    "incarnation.*epoch 1 is not above 1": [incarnation(1), incarnation(1)],
+    "change 1.*not the first": [change(1, HOSTS)],
+    "incarnation.*not the first": [incarnation(2)],
     "incarnation.*security_groups: own-stream": [incarnation(1, security_groups_own_stream=True)],
     "published.*no change 7": [
         incarnation(1),

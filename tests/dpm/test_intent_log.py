@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from goalstate.bus.base import MAX_PAYLOAD
-from goalstate.bus.errors import BrokerUnreachable, BusClosed
+from goalstate.bus.errors import BrokerUnreachable, BusClosed, PositionGone
 from goalstate.dpm.errors import LogHeld, LogUnreadable
-from goalstate.dpm.intent_log import PART_BYTES, IntentLog
+from goalstate.dpm.intent_log import PART_BYTES, IntentLog, LogPlace
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from tests.dpm.wires import Region, Wire
 
@@ -108,6 +108,90 @@ def test_what_the_broker_wrote_twice_is_read_once() -> None:
         await written(region, *records)
         assert len(region.messages(TOPIC)) > 2 * 11
         assert await read(region) == records
+
+    run(test)
+
+
+async def read_with_places(
+    log: IntentLog, *start: LogPlace
+) -> list[tuple[log_pb2.Record, bool, LogPlace]]:
+    return [(record, log.lost, log.place) async for record in log.records(*start)]
+
+
+async def a_troubled_log(region: Region, wire: Wire) -> None:
+    """Two writers; of the first a record is lost and one is torn."""
+    region.cut(wire)
+    log = await opened(region)
+    for record in (change(1), LONG):
+        await log.append(record)
+    log._number += 1
+    await log.append(change(4))
+    log._number += 1
+    for properties in ({"part": "2/9"}, {"part": "3/9"}):
+        log._number += 1
+        named = {"session": log._session, "number": str(log._number), **properties}
+        region.broker.publish(TOPIC, b"torn", properties=named)
+    await log.append(LONG)
+    await log.close()
+    await written(region, change(5), LONG, change(7))
+
+
+@pytest.mark.parametrize("wire", [Wire.GOOD, Wire.TWICE])
+def test_reading_on_from_any_record_is_reading_from_the_beginning(wire: Wire) -> None:
+    async def test(region: Region) -> None:
+        await a_troubled_log(region, wire)
+        log = new_log(region)
+        whole = await read_with_places(log)
+        size = log.size
+        assert size == sum(len(m.payload) for m in region.messages(TOPIC))
+        assert [lost for _, lost, _ in whole] == [False, False, True, True, False, False, False]
+        for number, (_, _, place) in enumerate(whole, 1):
+            assert await read_with_places(log, place) == whole[number:]
+            assert log.size == size
+
+    run(test)
+
+
+def test_the_place_of_a_record_is_its_last_message() -> None:
+    async def test(region: Region) -> None:
+        await written(region, change(1), LONG)
+        log = new_log(region)
+        _, (_, _, place) = await read_with_places(log)
+        last = region.messages(TOPIC)[-1]
+        assert place.position == last.position
+        assert place.messages == len(region.messages(TOPIC))
+        assert (place.session, str(place.number)) == (
+            last.properties["session"],
+            last.properties["number"],
+        )
+        assert await read_with_places(log, place) == []
+        assert log.place == place
+
+    run(test)
+
+
+def test_a_place_that_the_log_no_longer_reaches_back_to_is_gone() -> None:
+    async def test(region: Region) -> None:
+        await written(region, *(change(number) for number in range(1, 6)))
+        log = new_log(region)
+        places = [place for _, _, place in await read_with_places(log)]
+        region.broker.trim(TOPIC, 2)
+        assert [r.change.change async for r in log.records(places[2])] == [4, 5]
+        with pytest.raises(PositionGone):
+            await read_with_places(log, places[1])
+
+    run(test)
+
+
+def test_what_is_appended_counts_to_the_logs_size() -> None:
+    async def test(region: Region) -> None:
+        log = await opened(region)
+        await log.append(LONG)
+        assert log.size == LONG.ByteSize()
+        await log.close()
+        again = new_log(region)
+        await read_with_places(again)
+        assert again.size == log.size
 
     run(test)
 

@@ -93,6 +93,29 @@ def test_a_hole_that_no_writer_made_is_an_error() -> None:
         whole.redo(change(2, "a"))
 
 
+def test_the_newest_checkpoint_of_each_stream_is_known() -> None:
+    whole = replay()
+    whole.redo(incarnation(1))
+    noted = [
+        log_pb2.Checkpointed(stream=stream, epoch=1, sequence=sequence)
+        for stream, sequence in (("vpc/a", 1), ("vpc/b", 7), ("vpc/a", 9))
+    ]
+    for checkpointed in noted:
+        whole.redo(log_pb2.Record(checkpointed=checkpointed))
+    assert list(whole.checkpoints.values()) == [noted[2], noted[1]]
+    with pytest.raises(LogUnreadable, match=r"record 5 \(checkpointed\).*names no stream"):
+        whole.redo(log_pb2.Record(checkpointed=log_pb2.Checkpointed(stream="a")))
+
+
+def test_what_is_settled_is_not_missing_on_the_topics() -> None:
+    whole = replay()
+    whole.redo(incarnation(1))
+    whole.redo(change(1, "a"))
+    assert whole.unconfirmed
+    whole.settle()
+    assert (whole.unconfirmed, whole.published) == ([], 1)
+
+
 def test_a_log_of_the_other_placement_is_refused() -> None:
     other = Replay(Topics(), security_groups_own_stream=True)
     with pytest.raises(LogUnreadable, match="security_groups: vpc-stream"):

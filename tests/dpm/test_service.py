@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from goalstate.dpm.__main__ import SERVICE, run
 from goalstate.dpm.config import DpmConfig
-from goalstate.dpm.errors import LogHeld, LogUnreadable
+from goalstate.dpm.errors import LogUnreadable
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port, Vpc
 from goalstate.gs.pb.alcor.schema import resources_pb2
@@ -756,18 +756,37 @@ def test_a_busy_port_is_said_and_costs_no_epoch(port_of: str) -> None:
     asyncio.run(main())
 
 
-def test_a_region_that_is_served_already_is_refused() -> None:
+def test_a_second_publisher_stands_by_and_says_who_serves() -> None:
     async def main() -> None:
         region = Region()
-        async with served(region) as one:
+        async with served(region, writer="one") as one, served(region, writer="two") as two:
             await one.apply(HOSTS)
-            bus = region.bus()
-            with pytest.raises(LogHeld, match="another publisher holds"):
-                await run(config(metrics_port=0), bus=bus)
-            await bus.close()
-            assert (await one.apply(network(1))).change == 2
+            address = one.facts["listen"]
+            for call in (
+                two.apply(network(1)),
+                two.stub.ApplyStream(iter([api.ApplyRequest()])),
+                two.stub.Wait(api.WaitRequest(all=True)),
+                two.stub.Watch(api.WaitRequest(all=True)),
+                two.stub.GetIntent(api.GetIntentRequest()),
+            ):
+                error = await error_of(call)
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+                assert f"standing by; one at {address} serves the region" in error.details()
+                assert dict(error.trailing_metadata())["goalstate-active-address"] == address
+            for who, role in ((one, api.StatusReply.ACTIVE), (two, api.StatusReply.STANDBY)):
+                status = await who.status()
+                assert (status.role, status.epoch) == (role, 1)
+                assert (status.active_writer, status.active_address) == ("one", address)
+                assert status.serving is (who is one)
 
     asyncio.run(main())
+
+
+def test_a_publisher_is_called_where_it_says() -> None:
+    async def scenario(one: Served) -> None:
+        assert (await one.status()).active_address == "dpm.example:50151"
+
+    play(scenario, advertise="dpm.example:50151")
 
 
 def test_a_log_that_becomes_unreadable_ends_the_process_with_the_reason() -> None:

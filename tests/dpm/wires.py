@@ -146,10 +146,18 @@ class WiredBus:
         self.inner = inner
 
     async def open_producer(
-        self, topic: str, *, exclusive: bool = False, batch: bool = False, name: str = ""
+        self,
+        topic: str,
+        *,
+        exclusive: bool = False,
+        take_over: bool = False,
+        batch: bool = False,
+        name: str = "",
     ) -> Producer:
         self.region.opened[topic] += 1
-        inner = await self.inner.open_producer(topic, exclusive=exclusive, batch=batch, name=name)
+        inner = await self.inner.open_producer(
+            topic, exclusive=exclusive, take_over=take_over, batch=batch, name=name
+        )
         if self.region.gate is not None:
             await self.region.gate.wait()
         return _WiredProducer(self.region, inner)

@@ -174,18 +174,6 @@ def test_restarted_hosts_read_all_they_need_again(system: System) -> None:
     assert len(system.check().compared) == REGION.hosts
 
 
-def test_a_second_publisher_of_the_region_says_that_there_is_one(system: System) -> None:
-    epoch = system.client.status().epoch
-    ran = run(*system.serve)
-    assert ran.code == 4
-    assert f"another publisher holds the intent log {system.topics.intent_log}" in ran.err
-    assert "Traceback" not in ran.err
-    reply = system.apply([Intent(ports=(new_port(2, 1),))])
-    system.converged(change=reply.change)
-    assert system.client.status().epoch == epoch
-    system.check()
-
-
 def test_the_embedded_broker_does_the_same_job(embedded_broker: Broker, tmp_path: Path) -> None:
     with System(embedded_broker, tmp_path) as one:
         one.start_dpm()

@@ -32,9 +32,9 @@ from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import inbox_stream
 from goalstate.scale import oracle
+from goalstate.scale.random_intents import IntentSource, region
 from goalstate.scale.world import World, WorldSettings
 from tests.dpm.reading import Readings
-from tests.scale.intents import IntentSource, region
 
 SEQUENCES = 200
 #: Of them, how many are played by other processes too.

@@ -74,13 +74,18 @@ class _Link(asyncio.Protocol):
 class EmbeddedProducer:
     """`base.Producer`."""
 
-    def __init__(self, bus: EmbeddedBus, topic: str, number: int, exclusive: bool) -> None:
+    def __init__(
+        self, bus: EmbeddedBus, topic: str, number: int, exclusive: bool, take_over: bool
+    ) -> None:
         self._bus = bus
         self._topic = topic
         self._outstanding: set[asyncio.Future[bytes]] = set()
         self._closed = False
         self._token = secrets.token_hex(8)
         self._exclusive = exclusive
+        self._take_over = take_over
+        #: Which one in the row of the topic's exclusive producers it is; 0: not told yet.
+        self.epoch = 0
         self.number = number
         #: Set when it lost its topic while it was away.
         self.fenced: BusError | None = None
@@ -98,6 +103,8 @@ class EmbeddedProducer:
             "topic": self._topic,
             "token": self._token,
             "exclusive": self._exclusive,
+            "take_over": self._take_over and not self.epoch,
+            "epoch": self.epoch,
         }
 
     def send(
@@ -226,11 +233,18 @@ class EmbeddedBus:
         return bus
 
     async def open_producer(
-        self, topic: str, *, exclusive: bool = False, batch: bool = False, name: str = ""
+        self,
+        topic: str,
+        *,
+        exclusive: bool = False,
+        take_over: bool = False,
+        batch: bool = False,
+        name: str = "",
     ) -> EmbeddedProducer:
         """As `base.Bus.open_producer`; sends of one turn of the loop always go together."""
-        producer = EmbeddedProducer(self, topic, next(self._numbers), exclusive)
-        await self._call(producer.claim)
+        producer = EmbeddedProducer(self, topic, next(self._numbers), exclusive, take_over)
+        opened = await self._call(producer.claim)
+        producer.epoch = opened["epoch"]
         self._producers[producer.number] = producer
         return producer
 

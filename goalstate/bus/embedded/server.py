@@ -8,7 +8,9 @@ Laws:
     no cost in memory, because their messages stay where they are, in the log.
 3.  The readers of one connection are served in turn, a bounded piece at a time.
 4.  What a connection held (readers, exclusive topics) is free once it is gone. A producer that
-    comes back with its token takes its topic over from its former self.
+    comes back with its token takes its topic over from its former self. Exclusive producers of a
+    topic are numbered; one that comes back after a later one had the topic is refused, also when
+    the later one is gone, and of those that come back after the broker's restart the last wins.
 5.  When the file cannot be written, nothing is answered or delivered any more: memory is then
     ahead of the file. The server has ended, and `failure` says why.
 """
@@ -44,16 +46,27 @@ class _Reader:
 
 
 class _Producer:
-    __slots__ = ("connection", "exclusive", "number", "token", "topic")
+    __slots__ = ("connection", "epoch", "exclusive", "number", "take_over", "token", "topic")
 
     def __init__(
-        self, connection: _Connection, number: int, topic: str, token: str, exclusive: bool
+        self,
+        connection: _Connection,
+        number: int,
+        topic: str,
+        *,
+        token: str,
+        exclusive: bool,
+        take_over: bool,
+        epoch: int,
     ) -> None:
         self.connection = connection
         self.number = number
         self.topic = topic
         self.token = token
         self.exclusive = exclusive
+        self.take_over = take_over
+        #: Its number among the topic's exclusive producers; 0: it is new.
+        self.epoch = epoch
 
 
 class Server:
@@ -63,6 +76,8 @@ class Server:
         self.store = store
         self.readers: dict[str, dict[_Reader, None]] = {}
         self.producers: dict[str, dict[str, _Producer]] = {}
+        #: Topic → the newest of its exclusive producers.
+        self.epochs: dict[str, int] = {}
         #: Set when the server is to end, or has ended by itself.
         self.ended = asyncio.Event()
         #: Why it has ended by itself.
@@ -96,9 +111,16 @@ class Server:
     def claim(self, producer: _Producer) -> None:
         """Raises ProducerFenced."""
         holders = self.producers.setdefault(producer.topic, {})
+        newest = self.epochs.get(producer.topic, 0)
+        if producer.epoch and producer.epoch < newest:
+            raise ProducerFenced(f"{producer.topic}: another producer took the topic over")
+        if producer.take_over or producer.epoch > newest:
+            holders.clear()
         holders.pop(producer.token, None)
         if holders and (producer.exclusive or any(one.exclusive for one in holders.values())):
             raise ProducerFenced(f"{producer.topic}: another producer holds the topic")
+        if producer.exclusive:
+            producer.epoch = self.epochs[producer.topic] = producer.epoch or newest + 1
         holders[producer.token] = producer
 
     def release(self, producer: _Producer) -> None:
@@ -246,12 +268,14 @@ class _Connection(asyncio.Protocol):
             self,
             int(call["producer"]),
             str(call["topic"]),
-            str(call["token"]),
-            bool(call["exclusive"]),
+            token=str(call["token"]),
+            exclusive=bool(call["exclusive"]),
+            take_over=bool(call["exclusive"] and call["take_over"]),
+            epoch=int(call["epoch"]),
         )
         self._server.claim(producer)
         self._producers[producer.number] = producer
-        return {}
+        return {"epoch": producer.epoch}
 
     def _close_producer(self, call: dict[str, Any]) -> dict[str, Any]:
         producer = self._producers.pop(int(call["producer"]), None)

@@ -4,9 +4,11 @@
 isort:skip_file
 The durable intent log: what the publisher needs to become itself again."""
 
+from collections import abc as _abc
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2 as _intent_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,6 +28,7 @@ class Record(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
     CHECKPOINTED_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def incarnation(self) -> Global___Incarnation: ...
     @_builtins.property
@@ -34,6 +37,8 @@ class Record(_message.Message):
     def published(self) -> Global___Published: ...
     @_builtins.property
     def checkpointed(self) -> Global___Checkpointed: ...
+    @_builtins.property
+    def alive(self) -> Global___Alive: ...
     def __init__(
         self,
         *,
@@ -41,12 +46,13 @@ class Record(_message.Message):
         change: Global___Change | None = ...,
         published: Global___Published | None = ...,
         checkpointed: Global___Checkpointed | None = ...,
+        alive: Global___Alive | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "checkpointed", b"checkpointed", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "body", b"body", "change", b"change", "checkpointed", b"checkpointed", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "checkpointed", b"checkpointed", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "body", b"body", "change", b"change", "checkpointed", b"checkpointed", "incarnation", b"incarnation", "published", b"published"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["incarnation", "change", "published", "checkpointed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["incarnation", "change", "published", "checkpointed", "alive"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -54,7 +60,9 @@ Global___Record: _TypeAlias = Record  # noqa: Y015
 
 @_typing.final
 class Incarnation(_message.Message):
-    """A writer begins; what follows was written by it."""
+    """A writer begins; what follows was written by it. One whose epoch is not above all before it has
+    lost a race for the log and counts for nothing.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -62,6 +70,7 @@ class Incarnation(_message.Message):
     WRITER_FIELD_NUMBER: _builtins.int
     UNIX_NS_FIELD_NUMBER: _builtins.int
     SECURITY_GROUPS_OWN_STREAM_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     writer: _builtins.str
     unix_ns: _builtins.int
@@ -69,6 +78,8 @@ class Incarnation(_message.Message):
     """Where it places security groups: on streams of their own, or on their VPC's. All that was
     published follows from it, so it is the same for all writers of a log.
     """
+    address: _builtins.str
+    """Where it is to be called, HOST:PORT."""
     def __init__(
         self,
         *,
@@ -76,14 +87,40 @@ class Incarnation(_message.Message):
         writer: _builtins.str = ...,
         unix_ns: _builtins.int = ...,
         security_groups_own_stream: _builtins.bool = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Incarnation: _TypeAlias = Incarnation  # noqa: Y015
+
+@_typing.final
+class Alive(_message.Message):
+    """Its writer is there. Who stands by takes the log over from one that is silent for too long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    writer: _builtins.str
+    address: _builtins.str
+    """as in Incarnation"""
+    def __init__(
+        self,
+        *,
+        writer: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "writer", b"writer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alive: _TypeAlias = Alive  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
@@ -151,6 +188,7 @@ class Checkpointed(_message.Message):
     BEGIN_FIELD_NUMBER: _builtins.int
     LOG_POSITION_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    BEGUN_UNIX_NS_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     epoch: _builtins.int
     """the mark after which the log is to be read"""
@@ -161,6 +199,7 @@ class Checkpointed(_message.Message):
     """of the message at that mark"""
     bytes: _builtins.int
     """of payload"""
+    begun_unix_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -170,11 +209,379 @@ class Checkpointed(_message.Message):
         begin: _builtins.bytes = ...,
         log_position: _builtins.bytes = ...,
         bytes: _builtins.int = ...,
+        begun_unix_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "bytes", b"bytes", "epoch", b"epoch", "log_position", b"log_position", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "begun_unix_ns", b"begun_unix_ns", "bytes", b"bytes", "epoch", b"epoch", "log_position", b"log_position", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Checkpointed: _TypeAlias = Checkpointed  # noqa: Y015
+
+@_typing.final
+class SnapshotEnd(_message.Message):
+    """A snapshot of the publisher's state as of a place in the log, on a topic of its own: sections, each
+    after its length (4 bytes, big endian), joined and cut into messages; then a message that holds the
+    SnapshotEnd. See goalstate/dpm/snapshot.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    SECURITY_GROUPS_OWN_STREAM_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    security_groups_own_stream: _builtins.bool
+    """as in Incarnation"""
+    records: _builtins.int
+    """of the log, up to there"""
+    epoch: _builtins.int
+    change: _builtins.int
+    """the newest in it; everything up to it is on its topics"""
+    parts: _builtins.int
+    """messages before this one"""
+    bytes: _builtins.int
+    """in them"""
+    checksum: _builtins.bytes
+    """XXH3-128 of all that, big endian"""
+    @_builtins.property
+    def log(self) -> Global___LogPlace:
+        """the log is to be read on from here"""
+
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        security_groups_own_stream: _builtins.bool = ...,
+        log: Global___LogPlace | None = ...,
+        records: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        change: _builtins.int = ...,
+        parts: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        checksum: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "change", b"change", "checksum", b"checksum", "epoch", b"epoch", "format", b"format", "log", b"log", "parts", b"parts", "records", b"records", "security_groups_own_stream", b"security_groups_own_stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEnd: _TypeAlias = SnapshotEnd  # noqa: Y015
+
+@_typing.final
+class LogPlace(_message.Message):
+    """The end of a record in the log, and what its reader knew there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    position: _builtins.bytes
+    """of the record's last message"""
+    session: _builtins.str
+    """of its writer"""
+    number: _builtins.int
+    """of that message within the session"""
+    lost: _builtins.bool
+    """a message of the session is missing before it"""
+    messages: _builtins.int
+    """of the log, up to there"""
+    bytes: _builtins.int
+    """in them"""
+    def __init__(
+        self,
+        *,
+        position: _builtins.bytes = ...,
+        session: _builtins.str = ...,
+        number: _builtins.int = ...,
+        lost: _builtins.bool = ...,
+        messages: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "lost", b"lost", "messages", b"messages", "number", b"number", "position", b"position", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogPlace: _TypeAlias = LogPlace  # noqa: Y015
+
+@_typing.final
+class SnapshotSection(_message.Message):
+    """A section holds some of each; all sections together are the state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    VPCS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def objects(self) -> _intent_pb2.Intent:
+        """Of the desired state. What they refer to is in the same section or in one before."""
+
+    @_builtins.property
+    def resources(self) -> Global___SnapshotResources: ...
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotStream]: ...
+    @_builtins.property
+    def vpcs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotVpc]: ...
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotChange]: ...
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpointed]:
+        """the newest of each stream"""
+
+    def __init__(
+        self,
+        *,
+        objects: _intent_pb2.Intent | None = ...,
+        resources: Global___SnapshotResources | None = ...,
+        streams: _abc.Iterable[Global___SnapshotStream] | None = ...,
+        vpcs: _abc.Iterable[Global___SnapshotVpc] | None = ...,
+        changes: _abc.Iterable[Global___SnapshotChange] | None = ...,
+        checkpoints: _abc.Iterable[Global___Checkpointed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "checkpoints", b"checkpoints", "objects", b"objects", "resources", b"resources", "streams", b"streams", "vpcs", b"vpcs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotSection: _TypeAlias = SnapshotSection  # noqa: Y015
+
+@_typing.final
+class SnapshotResources(_message.Message):
+    """Resources by columns, all of one length: rows would take several times as long to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Place(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STREAM_FIELD_NUMBER: _builtins.int
+        HOST_FIELD_NUMBER: _builtins.int
+        VPC_FIELD_NUMBER: _builtins.int
+        stream: _builtins.str
+        host: _builtins.str
+        vpc: _builtins.str
+        def __init__(
+            self,
+            *,
+            stream: _builtins.str = ...,
+            host: _builtins.str = ...,
+            vpc: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "stream", b"stream", "vpc", b"vpc"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    hashes: _builtins.bytes
+    """16 of each, big endian; zeros: it was withdrawn"""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """indexes of `at`"""
+
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def at(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotResources.Place]: ...
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[_builtins.int] | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        places: _abc.Iterable[_builtins.int] | None = ...,
+        revisions: _abc.Iterable[_builtins.int] | None = ...,
+        hashes: _builtins.bytes = ...,
+        at: _abc.Iterable[Global___SnapshotResources.Place] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "hashes", b"hashes", "ids", b"ids", "kinds", b"kinds", "places", b"places", "revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotResources: _TypeAlias = SnapshotResources  # noqa: Y015
+
+@_typing.final
+class StreamPlace(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    epoch: _builtins.int
+    sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamPlace: _TypeAlias = StreamPlace  # noqa: Y015
+
+@_typing.final
+class SnapshotStream(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """of the resources that are on it"""
+    size: _builtins.int
+    """of these, in bytes, about"""
+    written: _builtins.int
+    """bytes put on its log since its newest checkpoint"""
+    @_builtins.property
+    def head(self) -> Global___StreamPlace: ...
+    def __init__(
+        self,
+        *,
+        head: Global___StreamPlace | None = ...,
+        digest: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        written: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "head", b"head", "size", b"size", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotStream: _TypeAlias = SnapshotStream  # noqa: Y015
+
+@_typing.final
+class SnapshotVpc(_message.Message):
+    """What is known of a VPC, also of one that is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VPC_FIELD_NUMBER: _builtins.int
+    ACCEPTED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    vpc: _builtins.str
+    accepted_unix_ns: _builtins.int
+    """its newest change"""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose inbox ever had something of it"""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """where the last of it is, by host: indexes of `at`"""
+
+    @_builtins.property
+    def at(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPlace]: ...
+    def __init__(
+        self,
+        *,
+        vpc: _builtins.str = ...,
+        accepted_unix_ns: _builtins.int = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        places: _abc.Iterable[_builtins.int] | None = ...,
+        at: _abc.Iterable[Global___StreamPlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_unix_ns", b"accepted_unix_ns", "at", b"at", "hosts", b"hosts", "places", b"places", "vpc", b"vpc"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotVpc: _TypeAlias = SnapshotVpc  # noqa: Y015
+
+@_typing.final
+class SnapshotChange(_message.Message):
+    """A change that can be waited for by its number."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Requirement(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PLACE_FIELD_NUMBER: _builtins.int
+        OF_HOSTS_FIELD_NUMBER: _builtins.int
+        HOSTS_FIELD_NUMBER: _builtins.int
+        of_hosts: _builtins.bool
+        """or of all that follow the stream"""
+        @_builtins.property
+        def place(self) -> Global___StreamPlace: ...
+        @_builtins.property
+        def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            place: Global___StreamPlace | None = ...,
+            of_hosts: _builtins.bool = ...,
+            hosts: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "of_hosts", b"of_hosts", "place", b"place"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    CHANGED_OBJECTS_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    change: _builtins.int
+    accepted_unix_ns: _builtins.int
+    changed_objects: _builtins.int
+    @_builtins.property
+    def requirements(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotChange.Requirement]: ...
+    def __init__(
+        self,
+        *,
+        change: _builtins.int = ...,
+        accepted_unix_ns: _builtins.int = ...,
+        changed_objects: _builtins.int = ...,
+        requirements: _abc.Iterable[Global___SnapshotChange.Requirement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_unix_ns", b"accepted_unix_ns", "change", b"change", "changed_objects", b"changed_objects", "requirements", b"requirements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotChange: _TypeAlias = SnapshotChange  # noqa: Y015

@@ -361,6 +361,27 @@ Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
 class StatusReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Role:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[StatusReply._Role.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        UNKNOWN: StatusReply._Role.ValueType  # 0
+        ACTIVE: StatusReply._Role.ValueType  # 1
+        STANDBY: StatusReply._Role.ValueType  # 2
+        """Follows the log, and takes over when the active one is gone. All calls but this one are
+        answered with UNAVAILABLE, and the metadata goalstate-active-address where that is known.
+        """
+
+    class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
+    UNKNOWN: StatusReply.Role.ValueType  # 0
+    ACTIVE: StatusReply.Role.ValueType  # 1
+    STANDBY: StatusReply.Role.ValueType  # 2
+    """Follows the log, and takes over when the active one is gone. All calls but this one are
+    answered with UNAVAILABLE, and the metadata goalstate-active-address where that is known.
+    """
+
     @_typing.final
     class ObjectsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -394,6 +415,9 @@ class StatusReply(_message.Message):
     UPTIME_S_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ACTIVE_WRITER_FIELD_NUMBER: _builtins.int
+    ACTIVE_ADDRESS_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """this publisher's name"""
     epoch: _builtins.int
@@ -408,6 +432,11 @@ class StatusReply(_message.Message):
     """does it accept intents just now?"""
     problem: _builtins.str
     """if not, why"""
+    role: Global___StatusReply.Role.ValueType
+    active_writer: _builtins.str
+    """who serves the region, as far as this publisher knows"""
+    active_address: _builtins.str
+    """HOST:PORT, empty if not known"""
     @_builtins.property
     def objects(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """how many, by kind"""
@@ -432,10 +461,13 @@ class StatusReply(_message.Message):
         uptime_s: _builtins.float = ...,
         serving: _builtins.bool = ...,
         problem: _builtins.str = ...,
+        role: Global___StatusReply.Role.ValueType = ...,
+        active_writer: _builtins.str = ...,
+        active_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "change", b"change", "epoch", b"epoch", "host_list", b"host_list", "hosts_expired", b"hosts_expired", "hosts_live", b"hosts_live", "hosts_never_reported", b"hosts_never_reported", "objects", b"objects", "problem", b"problem", "serving", b"serving", "streams", b"streams", "uptime_s", b"uptime_s", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_address", b"active_address", "active_writer", b"active_writer", "broker", b"broker", "change", b"change", "epoch", b"epoch", "host_list", b"host_list", "hosts_expired", b"hosts_expired", "hosts_live", b"hosts_live", "hosts_never_reported", b"hosts_never_reported", "objects", b"objects", "problem", b"problem", "role", b"role", "serving", b"serving", "streams", b"streams", "uptime_s", b"uptime_s", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

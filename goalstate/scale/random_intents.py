@@ -7,10 +7,10 @@ way than the usual one. What is drawn follows from the source of chance alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from goalstate.gs.intent import (
     AddressPair,
@@ -36,13 +36,19 @@ from goalstate.gs.intent import (
 
 K = ObjectKind
 
-HOSTS = range(1, 8)
-VPCS = range(1, 4)
+
+class Size(NamedTuple):
+    """How much there is of a region. All are numbered from 1, ports within their VPC."""
+
+    hosts: int = 7
+    vpcs: int = 3
+    ports: int = 5
+
+
 #: In each VPC. The last subnet is of IPv6.
 SUBNETS = (1, 2, 6)
 GROUPS = (1, 2)
 GATEWAYS = (1, 2)
-PORTS = range(1, 6)
 
 
 def rack(host: int) -> str:
@@ -65,26 +71,16 @@ def id_of(kind: ObjectKind, vpc: int, number: int) -> str:
     return f"v{vpc}-{kind.name.lower()}-{number}"
 
 
-#: The numbers of the objects of each kind, within a VPC where they are of one.
-NUMBERS: dict[ObjectKind, tuple[int, ...]] = {
-    K.HOST: tuple(HOSTS),
-    K.VPC: (0,),
-    K.SUBNET: SUBNETS,
-    K.SECURITY_GROUP: GROUPS,
-    K.ROUTER: (0,),
-    K.GATEWAY: GATEWAYS,
-    K.PORT: tuple(PORTS),
-    K.DHCP: tuple(PORTS),
-}
+def region(size: Size = Size()) -> list[Intent]:
+    """What to begin with: hosts in two racks, and VPCs with a few ports.
 
-
-def region() -> list[Intent]:
-    """What to begin with: hosts in two racks, and VPCs with a few ports."""
+    It needs three hosts and three ports in a VPC.
+    """
     hosts = tuple(
         Host(id_of(K.HOST, 0, n), f"100.64.0.{n}", f"02:00:00:00:00:{n:02x}", rack(n))
-        for n in HOSTS
+        for n in range(1, size.hosts + 1)
     )
-    return [Intent(hosts=hosts), *map(_network, VPCS)]
+    return [Intent(hosts=hosts), *map(_network, range(1, size.vpcs + 1))]
 
 
 def _network(vpc: int) -> Intent:
@@ -105,17 +101,31 @@ def _network(vpc: int) -> Intent:
                 fixed_ips=(FixedIp(id_of(K.SUBNET, vpc, 1), f"10.{vpc}.1.{n + 10}"),),
                 security_group_ids=(id_of(K.SECURITY_GROUP, vpc, 1),),
             )
-            for n in PORTS[:3]
+            for n in (1, 2, 3)
         ),
-        dhcps=tuple(Dhcp(id_of(K.DHCP, vpc, n), id_of(K.PORT, vpc, n)) for n in PORTS[:2]),
+        dhcps=tuple(Dhcp(id_of(K.DHCP, vpc, n), id_of(K.PORT, vpc, n)) for n in (1, 2)),
     )
 
 
 class IntentSource:
-    """Intents for `region`, drawn one after the other."""
+    """Intents for a `region` of that size, drawn one after the other."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, size: Size = Size()) -> None:
         self._random = random
+        self._hosts = range(1, size.hosts + 1)
+        self._vpcs = range(1, size.vpcs + 1)
+        self._numbers = range(1, size.ports + 1)
+        #: The numbers of the objects of each kind, within a VPC where they are of one.
+        self._of_kind: dict[ObjectKind, Sequence[int]] = {
+            K.HOST: self._hosts,
+            K.VPC: (0,),
+            K.SUBNET: SUBNETS,
+            K.SECURITY_GROUP: GROUPS,
+            K.ROUTER: (0,),
+            K.GATEWAY: GATEWAYS,
+            K.PORT: self._numbers,
+            K.DHCP: self._numbers,
+        }
         #: How often each part of an intent is drawn, of a hundred.
         self._shares: dict[Callable[[int], Intent], int] = {
             self._host: 12,
@@ -136,7 +146,7 @@ class IntentSource:
             list(self._shares.values()),
             k=self._random.choice((1, 1, 2, 4)),
         )
-        parts: list[Any] = [draw(self._random.choice(VPCS)) for draw in drawn]
+        parts: list[Any] = [draw(self._random.choice(self._vpcs)) for draw in drawn]
         return Intent(*(tuple(chain.from_iterable(field)) for field in zip(*parts, strict=True)))
 
     def _happens(self, share: float) -> bool:
@@ -144,12 +154,12 @@ class IntentSource:
 
     def _some(self, kind: ObjectKind, vpc: int, at_most: int) -> tuple[str, ...]:
         """Ids of that kind, in any order."""
-        ids = [id_of(kind, vpc, n) for n in NUMBERS[kind][:at_most]]
+        ids = [id_of(kind, vpc, n) for n in self._of_kind[kind][:at_most]]
         return tuple(self._random.sample(ids, self._random.randint(0, len(ids))))
 
     def _host(self, vpc: int) -> Intent:
         random = self._random
-        n = random.choice(HOSTS)
+        n = random.choice(self._hosts)
         ip = f"100.64.{random.choice((0, 1))}.{n}"
         mac = f"02:00:00:00:0{random.choice((0, 1))}:{n + 9:02X}"
         group = random.choice((rack(0), rack(1))) if self._happens(0.3) else rack(n)
@@ -227,7 +237,7 @@ class IntentSource:
 
     def _ports(self, vpc: int) -> Intent:
         """One port, or two, which may take each other's addresses."""
-        numbers = self._random.sample(PORTS, self._random.choice((1, 2)))
+        numbers = self._random.sample(self._numbers, self._random.choice((1, 2)))
         return Intent(ports=tuple(self._port(vpc, n) for n in numbers))
 
     def _port(self, vpc: int, number: int) -> Port:
@@ -244,7 +254,7 @@ class IntentSource:
             id_of(K.VPC, vpc, 0),
             random.choice(("", "renamed")),
             mac,
-            host_id=random.choice(["", *(id_of(K.HOST, vpc, n) for n in HOSTS)]),
+            host_id=random.choice(["", *(id_of(K.HOST, vpc, n) for n in self._hosts)]),
             fixed_ips=tuple(ips),
             allowed_address_pairs=random.choice(((), (AddressPair("192.168.0.0/16"),))),
             security_group_ids=self._some(K.SECURITY_GROUP, vpc, 2),
@@ -253,12 +263,12 @@ class IntentSource:
 
     def _dhcp(self, vpc: int) -> Intent:
         random = self._random
-        n = random.choice(PORTS)
+        n = random.choice(self._numbers)
         port_id = id_of(K.PORT, vpc, random.choice((n, n, n, 1)))
         return Intent(dhcps=(Dhcp(id_of(K.DHCP, vpc, n), port_id, random.choice(("", "name"))),))
 
     def _deletion(self, vpc: int) -> Intent:
         # What others need is deleted less often: little can be accepted until it is there again.
         kind = self._random.choice((*K, K.GATEWAY, K.PORT, K.PORT, K.DHCP, K.DHCP, K.DHCP))
-        id_ = id_of(kind, vpc, self._random.choice(NUMBERS[kind]))
+        id_ = id_of(kind, vpc, self._random.choice(self._of_kind[kind]))
         return Intent(deletes=(Deletion(kind, id_, cascade=self._happens(0.4)),))

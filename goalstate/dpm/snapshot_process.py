@@ -1,0 +1,92 @@
+"""A process that writes one snapshot of the intent log and ends.
+
+It reads and writes topics and nothing else, so the publisher that serves goes on undisturbed; it
+holds a whole state of its own meanwhile, as much memory as the publisher's, and most of a processor
+core for seconds, at a low priority. It does not outlive the publisher (see `bus/tether.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from typing import Literal
+
+import structlog
+from pydantic import BaseModel
+
+from goalstate.bus import tether
+from goalstate.bus.connect import connect
+from goalstate.dpm.errors import SnapshotFailed
+from goalstate.dpm.snapshot import write_snapshot
+from goalstate.gs.topics import Topics
+from goalstate.process import configure_logging, relax_garbage_collection
+
+log = structlog.get_logger()
+
+#: What is added to the process's niceness.
+NICENESS = 10
+
+
+class SnapshotTask(BaseModel):
+    """What the process is told, as its only argument (JSON)."""
+
+    broker: str
+    prefix: str
+    writer: str
+    security_groups_own_stream: bool
+    compression: str
+    log_format: Literal["json", "console"]
+    log_level: str
+
+
+async def write_in_process(task: SnapshotTask) -> None:
+    """Run the process until it ends. Raises SnapshotFailed; it has said why on standard error."""
+    with tempfile.TemporaryDirectory(prefix="goalstate-snapshot-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            tether.__file__,
+            os.path.join(folder, "pid"),
+            "",
+            sys.executable,
+            "-m",
+            "goalstate.dpm.snapshot_process",
+            task.model_dump_json(),
+            stdin=asyncio.subprocess.PIPE,
+        )
+        try:
+            code = await process.wait()
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()  # ends it, if it has not ended
+            await process.wait()
+    if code != 0:
+        raise SnapshotFailed(f"the process that writes it ended with exit code {code}")
+
+
+async def run(task: SnapshotTask) -> None:
+    """Raises BusError, LogUnreadable."""
+    bus = await connect(task.broker, compression=task.compression)
+    try:
+        end = await write_snapshot(
+            bus,
+            Topics(task.prefix),
+            writer=task.writer,
+            security_groups_own_stream=task.security_groups_own_stream,
+        )
+    finally:
+        await bus.close()
+    log.info("snapshot process ends", written=end is not None)
+
+
+def main(argument: str) -> None:
+    task = SnapshotTask.model_validate_json(argument)
+    os.nice(NICENESS)
+    configure_logging(task.log_format, task.log_level)
+    relax_garbage_collection()
+    asyncio.run(run(task))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,170 @@
+"""Standing by: following the intent log, and becoming its writer when that is gone or silent.
+
+    follow ─┬─ nobody holds the log ────────────┐
+            └─ its holder is silent: take over ─┴─▶ read on ─▶ Incarnation ─▶ read on ─▶ serve
+
+Laws:
+
+1.  Whoever holds the log's exclusive producer may write; a session of the log ends where another
+    begins (`intent_log`, law 5). So of several that try at once one wins, and what a former writer
+    still says after that counts for nothing.
+2.  The log is read before it is opened for writing, however long that takes: whoever holds it is
+    heard within a second, and one that has much to read is not silent.
+3.  After the Incarnation is in the log, what came in before it is redone as well: a broker may
+    still write what the former writer had under way. That was acknowledged, perhaps.
+4.  Silence counts only while the broker answers and we run ourselves: neither an outage of the
+    broker nor our own pause is held against the active one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from goalstate.bus.base import Bus, Message
+from goalstate.bus.errors import BusError
+from goalstate.dpm.errors import LogHeld
+from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.recovery import Replay
+from goalstate.dpm.snapshot import recover
+from goalstate.gs.pb.goalstate.log.v1 import log_pb2
+from goalstate.gs.topics import Topics
+
+log = structlog.get_logger()
+
+#: Seconds between two attempts to get a log that nobody may hold any more.
+ATTEMPT_S = 0.5
+#: Seconds for which what is written to the log is gathered before it is read.
+GATHER_S = 0.05
+
+
+class Standby:
+    """One publisher's way to the log. Used once: what `take` gives is the end of it."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        writer: str,
+        address: str,
+        security_groups_own_stream: bool,
+        failover_after_s: float,
+        clock_ns: Callable[[], int],
+        followed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`failover_after_s`: seconds of silence after which the log is taken over. `followed` is
+        called after more of the log was redone while somebody else holds it."""
+        self._bus = bus
+        self._topics = topics
+        self._writer = writer
+        self._address = address
+        self._own_stream = security_groups_own_stream
+        self._failover_after_s = failover_after_s
+        self._clock_ns = clock_ns
+        self._followed = followed
+        self._heard = asyncio.Event()
+        self.intent_log = IntentLog(bus, topics.intent_log)
+        #: The state as the log says, as far as it is read. Belongs to whoever takes the log.
+        self.replay = Replay(topics, security_groups_own_stream=security_groups_own_stream)
+        self.snapshot: log_pb2.SnapshotEnd | None = None
+        #: When our incarnation was sent, by the monotonic clock.
+        self.proven_at = 0.0
+
+    async def read(self) -> None:
+        """Read all that there is. To be called first. Raises LogUnreadable, BusError."""
+        self.replay, self.snapshot = await recover(
+            self._bus,
+            self._topics,
+            self.intent_log,
+            security_groups_own_stream=self._own_stream,
+        )
+
+    async def take(self, *, take_over: bool = False) -> log_pb2.Incarnation:
+        """Become the log's writer, with all that is in the log redone; gives the new incarnation.
+
+        `take_over`: also if somebody holds it. Raises LogHeld, LogUnreadable, BusError; then it is
+        held by nobody through us, and may be tried again.
+        """
+        await self.intent_log.open(self._writer, take_over=take_over)
+        try:
+            await self._read_on()
+            while True:
+                incarnation = log_pb2.Incarnation(
+                    epoch=self.replay.core.epoch + 1,
+                    writer=self._writer,
+                    unix_ns=self._clock_ns(),
+                    security_groups_own_stream=self._own_stream,
+                    address=self._address,
+                )
+                self.proven_at = time.monotonic()
+                await self.intent_log.append(log_pb2.Record(incarnation=incarnation))
+                if await self._read_on() == incarnation:
+                    return incarnation
+                # One that was thrown out got its own in first, under the same number.
+        except BaseException:
+            await self._leave()
+            raise
+
+    async def take_when_free(self) -> log_pb2.Incarnation:
+        """Follow the log until it can be taken, and take it. Raises LogUnreadable, BusError."""
+        reader = await self._bus.open_reader(
+            self._topics.intent_log, self.intent_log.place.position, self._hear
+        )
+        try:
+            self._heard.set()
+            silent_s = 0.0
+            last = time.monotonic()
+            while True:
+                if self._heard.is_set():
+                    self._heard.clear()
+                    await self._read_on()
+                    self._followed()
+                    silent_s = 0.0
+                else:
+                    silent = silent_s >= self._failover_after_s
+                    try:
+                        taken = await self.take(take_over=silent)
+                    except LogHeld:
+                        pass
+                    else:
+                        log.info("took the log over", epoch=taken.epoch, silent_s=silent_s)
+                        return taken
+                left = max(0.0, self._failover_after_s - silent_s)
+                await self._hear_for(min(ATTEMPT_S, left))
+                now = time.monotonic()
+                silent_s += min(now - last, 2 * ATTEMPT_S)
+                last = now
+        finally:
+            await reader.close()
+
+    async def _leave(self) -> None:
+        try:
+            await self.intent_log.close()
+        except BusError as error:
+            log.warning("closing the intent log", error=str(error))
+
+    async def _hear_for(self, seconds: float) -> None:
+        """Until something is written to the log, at most for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._heard.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(GATHER_S)
+
+    def _hear(self, message: Message) -> None:
+        self._heard.set()
+
+    async def _read_on(self) -> log_pb2.Incarnation | None:
+        """Redo what was written since; gives the newest incarnation in that which counts."""
+        newest = None
+        async for record in self.intent_log.records(self.intent_log.place):
+            above = record.incarnation.epoch > self.replay.core.epoch
+            self.replay.redo(record, lost=self.intent_log.lost)
+            if record.WhichOneof("body") == "incarnation" and above:
+                newest = record.incarnation
+        return newest
