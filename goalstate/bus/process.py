@@ -128,6 +128,15 @@ class Child:
             self._signal(signal.SIGKILL)
             self._process.wait()
 
+    def terminate(self) -> None:
+        """End the command in an orderly way, as if it had ended by itself: what is doomed stays."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(tether.GRACE)
+        self.kill()
+
     def kill(self) -> None:
         """End the command as a power cut would."""
         if self.alive:

@@ -246,6 +246,51 @@ def test_a_broker_that_dies_at_its_start_is_an_error_with_its_last_words(
     assert "webServicePort=8080" not in configuration
 
 
+REGISTERING_BROKER = """\
+import http.server, pathlib, re, sys
+data = pathlib.Path(sys.argv[1])
+starts = data / "starts"
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+if len(starts.read_text()) <= {sick}:
+    print("Successfully re-acquired lock at /ledgers/available/a\\n" * 100, flush=True)
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"ok")
+port = re.search(r"webServicePort=([0-9]+)", (data / "standalone.conf").read_text())[1]
+http.server.HTTPServer(("127.0.0.1", int(port)), Healthy).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("sick", [1, 9])
+def test_a_broker_whose_storage_registers_for_ever_is_started_anew_with_its_data(
+    sick: int, env: dict[str, str], tmp_path: Path
+) -> None:
+    program, data = tmp_path / "broker.py", tmp_path / "data"
+    program.write_text(REGISTERING_BROKER.format(sick=sick))
+    script(Path(env["PATH"]) / "java", JAVA_21)
+    home = distribution(tmp_path / "given", f"exec {sys.executable} {program} {data}")
+    installation = apache.find_installation(quiet, env={**env, "PULSAR_HOME": str(home)})
+    told: list[str] = []
+    web, binary = free_ports(2)
+
+    def start() -> Child:
+        return apache.start(installation, data, (binary, web), told.append, doomed=data)
+
+    if sick == 1:
+        child = start()
+        assert child.alive
+        assert (data / "starts").read_text() == "xx"
+        child.stop()
+    else:
+        with pytest.raises(
+            BrokerFailed, match=r"again and again, after 4 starts; see .*broker\.log"
+        ):
+            start()
+    assert any("starting anew" in text for text in told)
+
+
 def test_docker_gets_loopback_ports_and_our_settings(env: dict[str, str], tmp_path: Path) -> None:
     script(
         Path(env["PATH"]) / "docker",
