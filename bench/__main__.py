@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from bench import derive, fanout, hold, machine, memory, publish, report, wire
+from bench import derive, fanout, hold, machine, memory, overload, publish, report, wire
 from bench.report import Goal, Section
 from bench.system import Brokers, MeasurementFailed
 from goalstate import __version__
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "derive": lambda: derive.measure(quick=quick),
         "hold": lambda: hold.measure(progress, quick=quick),
         "publish": lambda: publish.measure(brokers, progress, quick=quick),
+        "overload": lambda: overload.measure(brokers, progress, quick=quick),
         "fanout": lambda: fanout.measure(brokers, progress, quick=quick),
         "wire": lambda: wire.measure(brokers, progress, quick=quick),
         "memory": lambda: memory.measure(brokers, progress, quick=quick),
@@ -122,7 +123,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="derive, hold, publish, fanout, wire or memory; may be repeated",
+        help="derive, hold, publish, overload, fanout, wire or memory; may be repeated",
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer repeats and smaller sizes; proves less"

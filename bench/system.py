@@ -100,6 +100,7 @@ class System:
             admin = ["--admin-url", broker.admin_url] if broker.admin_url else []
             facts = self._serve("dpm", ["dpm", "serve", "--listen", "127.0.0.1:0", *admin])
             self.dpm_pid: int = facts["pid"]
+            self.address: str = facts["listen"]
             channel = self._stack.enter_context(
                 grpc.insecure_channel(facts["listen"], options=_OPTIONS)
             )

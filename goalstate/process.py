@@ -26,6 +26,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 #: Largest gRPC message that we send or take unless told otherwise, in bytes.
 MAX_GRPC_BYTES = 64 * 1024 * 1024
+#: Calls of one connection at a time. Each that waits for something is one.
+MAX_CALLS = 1000
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -68,6 +70,14 @@ def configure_logging(form: Literal["json", "console"], level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def switch_threads_often() -> None:
+    """Let the event loop have the interpreter soon when a thread works beside it.
+
+    It asks for it anew in each of its turns, and a turn is short.
+    """
+    sys.setswitchinterval(0.0005)
 
 
 def relax_garbage_collection() -> None:
@@ -134,13 +144,21 @@ class _RefuseUnreadable(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
 
-def grpc_server(max_receive_bytes: int = MAX_GRPC_BYTES) -> grpc.aio.Server:
-    """A server with our limits. Must be called with the event loop running."""
+def grpc_server(
+    max_receive_bytes: int = MAX_GRPC_BYTES,
+    *interceptors: grpc.aio.ServerInterceptor,
+    calls: int = MAX_CALLS,
+) -> grpc.aio.Server:
+    """A server with our limits. Must be called with the event loop running.
+
+    `calls`: of one connection at a time; a client lets more of them wait.
+    """
     return grpc.aio.server(
-        interceptors=[_RefuseUnreadable()],
+        interceptors=[_RefuseUnreadable(), *interceptors],
         options=[
             ("grpc.max_receive_message_length", max_receive_bytes),
             ("grpc.max_send_message_length", MAX_GRPC_BYTES),
+            ("grpc.max_concurrent_streams", calls),
             # Without this a second server on the port is not refused but gets half of the calls.
             ("grpc.so_reuseport", 0),
         ],

@@ -88,6 +88,8 @@ class Server:
             return Refused(f"{where} refused {what}: {said}", detail=found)
         if code is grpc.StatusCode.NOT_FOUND:
             return InputError(said, f"is {self.address} the {self.name} that you mean?")
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _may_be_tried_again(error):
+            return Unreachable(f"{where} cannot do {what} now: {said}", "try again a little later")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return Refused(
                 f"{what} is too large for {where}: {said}", "split it into several documents"
@@ -110,6 +112,11 @@ class Server:
         if code is grpc.StatusCode.CANCELLED:
             return Unreachable(f"{where} ended {what}: {said}", "is it shutting down?")
         return CommandError(f"{where} failed at {what}: {said} ({code.name})", "its log says more")
+
+
+def _may_be_tried_again(error: Any) -> bool:
+    """Does the answer say when? Then it is not for the size of what was asked."""
+    return any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
 
 
 def violations(error: Any) -> list[dict[str, str]]:

@@ -25,12 +25,13 @@ from goalstate.bus.admin import ensure_namespace
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
 from goalstate.bus.errors import BusError
+from goalstate.dpm.admission import AdmissionPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.convergence import Lease, Why
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
-from goalstate.dpm.service import NorthboundService
+from goalstate.dpm.service import NorthboundService, ShedEarly
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.dpm.snapshot_process import SnapshotTask, write_in_process
 from goalstate.gs.intent import ObjectKind
@@ -46,6 +47,7 @@ from goalstate.process import (
     relax_garbage_collection,
     run_until_signal,
     serve_metrics,
+    switch_threads_often,
     unless,
     write_ready_file,
 )
@@ -100,10 +102,11 @@ async def run(
         checkpoints=CheckpointPolicy(
             config.checkpoint_min_bytes, config.checkpoint_factor, config.checkpoint_max_age_s
         ),
+        admission=AdmissionPolicy(longest_s=config.longest_wait_s),
         # Another process cannot reach a bus that is given.
         snapshot_writer=partial(write_in_process, snapshot_task) if own_bus else None,
     )
-    server = grpc_server(config.max_intent_bytes)
+    server = grpc_server(config.max_intent_bytes, ShedEarly(engine))
     api_grpc.add_DataPlaneManagerServicer_to_server(
         NorthboundService(engine, metrics, broker=config.broker), server
     )
@@ -211,6 +214,7 @@ def main(config: DpmConfig) -> None:
     """Run as a process of its own, until SIGTERM or Ctrl-C."""
     configure_logging(config.log_format, config.log_level)
     relax_garbage_collection()
+    switch_threads_often()
     run_until_signal(lambda stop: run(config, stop=stop))
 
 

@@ -17,6 +17,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from goalstate.dpm.admission import AdmissionPolicy
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.process import MAX_GRPC_BYTES
 
@@ -48,6 +49,11 @@ class DpmConfig(BaseSettings):
     compression: Literal["none", "lz4", "zstd"] = "zstd"
     max_intent_bytes: int = Field(
         default=MAX_GRPC_BYTES, ge=1024, le=MAX_GRPC_BYTES, description="of one request"
+    )
+    longest_wait_s: float = Field(
+        default=AdmissionPolicy().longest_s,
+        gt=0,
+        description="an intent that would wait for longer is shed (RESOURCE_EXHAUSTED)",
     )
     snapshot_min_bytes: int = Field(
         default=SnapshotPolicy().at_least,

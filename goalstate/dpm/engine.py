@@ -14,7 +14,8 @@ Laws:
     marks. Until the log is read, waits go on with what was known before, so that none ends early.
 4.  Snapshots of the log are written beside serving, by another process where there is one for it;
     nothing depends on them but how long a start takes.
-5.  One of a region's engines serves, the others stand by (see `standby`). It serves only while it
+5.  What is under way is bounded; beyond it, intents are shed (see `admission`).
+6.  One of a region's engines serves, the others stand by (see `standby`). It serves only while it
     has lately proved that the log is its own: by a record that got into it, sent less than
     `failover_after_s` ago. Nobody takes the log from it for silence before that time is up. One
     that was thrown out stands by, and its waits end with NotServing.
@@ -33,6 +34,7 @@ import structlog
 
 from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
+from goalstate.dpm.admission import Admission, AdmissionPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy, Checkpoints, place_of
 from goalstate.dpm.convergence import Concern, Convergence, Progress, Wait
 from goalstate.dpm.core import Accepted, Core, Publication, Requirement
@@ -58,8 +60,9 @@ from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
 
-#: A larger intent (bytes) is worked on in a thread, so that the loop stays responsive.
-THREAD_ABOVE_BYTES = 200_000
+#: A larger intent (bytes) is worked on in a thread, so that the loop stays responsive: it takes a
+#: call in within some of its turns, and what it has not taken in, it cannot shed.
+THREAD_ABOVE_BYTES = 8_000
 #: Seconds between two steps that a watcher is told of, at least.
 WATCH_STEP_S = 0.1
 #: Seconds between two notes in the log of what is published.
@@ -99,6 +102,7 @@ class Engine:
         snapshots: SnapshotPolicy = SnapshotPolicy(),
         snapshot_writer: Callable[[], Awaitable[None]] | None = None,
         checkpoints: CheckpointPolicy = CheckpointPolicy(),
+        admission: AdmissionPolicy = AdmissionPolicy(),
     ) -> None:
         """`failover_after_s`: seconds, alike for all engines of a region. `snapshot_writer` writes
         a snapshot of the log elsewhere; without one, it is written here (see
@@ -129,6 +133,7 @@ class Engine:
         self._snapshot_writer = snapshot_writer or self._write_snapshot_here
         self._snapshotting = False
         self._checkpoint_policy = checkpoints
+        self._admission = Admission(admission)
         #: Bytes of the log when the last snapshot was begun, whatever came of it.
         self._snapshot_tried = 0
         #: Set when it cannot go on, with the reason in `failure`.
@@ -411,16 +416,27 @@ class Engine:
     async def apply(self, message: intent_pb2.Intent, traceparent: str = "") -> Outcome:
         """Accept an intent; returns when it is durable.
 
-        Raises IntentRejected, NotServing (then it is either wholly accepted or wholly not).
-        A caller that goes away does not undo it: what was begun is brought to its end.
+        Raises IntentRejected, Overloaded, NotServing (then it is either wholly accepted or wholly
+        not). A caller that goes away does not undo it: what was begun is brought to its end.
         """
+        size = message.ByteSize()
+        self._admission.enter(size, self._unconfirmed, time.monotonic())
         task = asyncio.ensure_future(self._apply(message, traceparent))
         self._applying.add(task)
-        task.add_done_callback(self._applied)
+        task.add_done_callback(partial(self._applied, size))
         return await asyncio.shield(task)
 
-    def _applied(self, task: asyncio.Task[Outcome]) -> None:
+    def check_load(self, size: int) -> None:
+        """Raises Overloaded where an intent of so many bytes would be shed just now."""
+        self._admission.check(size, self._unconfirmed, time.monotonic())
+
+    @property
+    def _unconfirmed(self) -> int:
+        return self._publisher.backlog_bytes if self._publisher is not None else 0
+
+    def _applied(self, size: int, task: asyncio.Task[Outcome]) -> None:
         self._applying.discard(task)
+        self._admission.leave(size, time.monotonic())
         if not task.cancelled():
             task.exception()  # its caller may be gone, and an error is not to be reported twice
 

@@ -2,6 +2,7 @@
 
 DpmError
 ├── NotServing          it is starting, recovering or stopping; try again (UNAVAILABLE)
+├── Overloaded          more is offered than it can do; try again later (RESOURCE_EXHAUSTED)
 ├── UnknownChange       no such change, or one too old to be waited for by itself (NOT_FOUND)
 ├── LogUnreadable       the intent log cannot be what this publisher wrote, or is cut off (fatal)
 ├── LogHeld             another publisher holds the intent log (stand by until it is free)
@@ -18,6 +19,15 @@ class DpmError(Exception):
 
 class NotServing(DpmError):
     """The publisher cannot accept anything just now."""
+
+
+class Overloaded(DpmError):
+    """More is under way than is answered soon; nothing of the intent was taken."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        """`retry_after_s`: seconds after which it is worth trying again."""
+        self.retry_after_s = retry_after_s
+        super().__init__(f"the publisher is overloaded: {reason}; nothing of the intent was taken")
 
 
 class UnknownChange(DpmError):

@@ -59,6 +59,8 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        for result in ("written", "failed"):  # exported, as 0, before there is one
+            self.checkpoints.labels(result=result)
         self.checkpoint_bytes = Counter(
             "goalstate_dpm_checkpoint_bytes",
             "Bytes of payload of the checkpoints written, before compression.",

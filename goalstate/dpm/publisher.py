@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -60,8 +61,9 @@ class Publisher:
     def __init__(self, transport: StreamTransport, published: int = 0) -> None:
         #: Everything derived from changes up to this one is confirmed.
         self.published = published
-        #: Messages that are not confirmed yet.
+        #: Messages that are not confirmed yet, and their payload in bytes.
         self.backlog = 0
+        self.backlog_bytes = 0
         self._transport = transport
         self._open: OrderedDict[int, int] = OrderedDict()
 
@@ -70,15 +72,17 @@ class Publisher:
         queued = list(publications)
         self._open[change] = len(queued)
         self.backlog += len(queued)
+        self.backlog_bytes += sum(len(publication.payload) for publication in queued)
 
-        def confirmed() -> None:
+        def confirmed(size: int) -> None:
             self._open[change] -= 1
             self.backlog -= 1
+            self.backlog_bytes -= size
             if self._open[change] == 0:
                 self._advance()
 
         for publication in queued:
-            self._transport.send(publication, confirmed)
+            self._transport.send(publication, partial(confirmed, len(publication.payload)))
         if not queued:
             self._advance()
 

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from goalstate.dpm.convergence import Lease, Progress, Why
 from goalstate.dpm.engine import Engine, Outcome
-from goalstate.dpm.errors import NotServing, UnknownChange
+from goalstate.dpm.errors import NotServing, Overloaded, UnknownChange
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import digest as digests
 from goalstate.gs import intent_codec
@@ -47,8 +47,33 @@ _WHY = {
 #: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
 ACTIVE_ADDRESS = "goalstate-active-address"
 
+#: Metadata of a RESOURCE_EXHAUSTED: milliseconds after which to try again. Clients of gRPC with a
+#: retry policy know it.
+RETRY_AFTER = "grpc-retry-pushback-ms"
+
 #: grpc.aio.ServicerContext; the library has no types.
 Context: TypeAlias = Any
+
+
+class ShedEarly(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Looks at the load before a request is parsed: shedding is to cost little."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if not details.method.endswith("/DataPlaneManager/Apply"):
+            return handler
+
+        def deserialize(data: bytes) -> Any:
+            try:
+                self._engine.check_load(len(data))
+            except Overloaded as error:
+                return error  # of an intent that is not even looked at, see `Apply`
+            return handler.request_deserializer(data)
+
+        return handler._replace(request_deserializer=deserialize)
 
 
 class NorthboundService(api_grpc.DataPlaneManagerServicer):
@@ -60,11 +85,20 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
 
     # --- intent ---
 
-    async def Apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
+    async def Apply(
+        self, request: api.ApplyRequest | Overloaded, context: Context
+    ) -> api.ApplyReply:
         try:
+            if isinstance(request, Overloaded):
+                raise request
             return await self._apply(request, context)
         except IntentRejected as error:
             await _refuse(context, error)
+        except Overloaded as error:
+            self._metrics.changes.labels(result="shed").inc()
+            after_ms = str(max(1, round(error.retry_after_s * 1000)))
+            context.set_trailing_metadata(((RETRY_AFTER, after_ms),))
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except NotServing as error:
             await self._abort_unavailable(context, error)
 
@@ -73,7 +107,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
     ) -> AsyncIterator[api.ApplyReply]:
         async for request in request_iterator:
             try:
-                yield await self._apply(request, context)
+                yield await self._apply_when_admitted(request, context)
             except IntentRejected as error:
                 yield api.ApplyReply(
                     request_id=request.request_id,
@@ -84,6 +118,16 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 )
             except NotServing as error:
                 await self._abort_unavailable(context, error)
+
+    async def _apply_when_admitted(
+        self, request: api.ApplyRequest, context: Context
+    ) -> api.ApplyReply:
+        """A stream has its order, so nothing of it is shed: what comes next on it waits instead."""
+        while True:
+            try:
+                return await self._apply(request, context)
+            except Overloaded as error:
+                await asyncio.sleep(error.retry_after_s)
 
     async def _apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
         started = time.perf_counter()

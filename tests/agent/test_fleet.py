@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from goalstate.agent import fleet as fleets
 from goalstate.agent import readers
 from goalstate.agent.actions import Action
-from goalstate.agent.dataplanes import MemoryDataPlane, ModelledDataPlane, ProgrammingModel
+from goalstate.agent.dataplanes import Done, MemoryDataPlane, ModelledDataPlane, ProgrammingModel
 from goalstate.agent.fleet import Member, counts
 from goalstate.bus.errors import BrokerUnreachable, PositionGone
-from goalstate.gs.resources import Kind
+from goalstate.gs.pb.alcor.schema.resources_pb2 import NeighborConfiguration
+from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import inbox_stream
 from tests.agent.fleet_rig import FleetRig, wait_until
 from tests.agent.rig import (
@@ -318,6 +319,49 @@ def test_a_slow_data_plane_reports_when_it_is_done_and_what_it_refused() -> None
             (exception,) = rig.hosts["h0"].exceptions
             assert exception.id == "port-3"
 
+    asyncio.run(scenario())
+
+
+def test_a_data_plane_that_stands_still_holds_nobody_up_and_gets_only_the_newest() -> None:
+    class Stuck(MemoryDataPlane):
+        def __init__(self) -> None:
+            super().__init__()
+            self.programs: list[tuple[Sequence[Resource], Done]] = []
+
+        def program(self, operations: Sequence[Resource], done: Done) -> None:
+            self.programs.append((operations, done))
+
+    async def scenario() -> None:
+        rig = FleetRig()
+        stuck = Stuck()
+        publisher = Publisher(STREAM)
+        rig.put(publisher.publish(vpc(), subnet()))
+        planes = {"h0": stuck}
+        async with rig.fleet(
+            MEMBERS, data_plane=lambda host: planes.get(host) or MemoryDataPlane()
+        ) as fleet:
+            subscribe(rig, MEMBERS)
+            await wait_until(lambda: stuck.programs, "the one gets its first program")
+            for revision in range(1, 501):
+                rig.put(publisher.publish(*(neighbor(n, revision) for n in range(5))))
+            await wait_until(
+                lambda: all(rig.told(m.host, "vpc/vpc-1") == (1, 501) for m in MEMBERS[1:]),
+                "all others report the last change",
+            )
+            assert rig.told("h0", "vpc/vpc-1") == (0, 0)
+            # Of 2,500 changes that wait there are the five resources that they are of.
+            (stream,) = (s for s in fleet.hosts["h0"].core.streams.values() if s.id == STREAM)
+            assert len(stream.unsettled[Kind.NEIGHBOR]) == 5
+            planes.clear()
+            while stuck.programs:
+                operations, done = stuck.programs.pop(0)
+                MemoryDataPlane.program(stuck, operations, done)
+            await wait_until(lambda: rig.told("h0", "vpc/vpc-1") == (1, 501), "then it catches up")
+            assert {parsed(p).revision_number for p in stuck.tables[Kind.NEIGHBOR].values()} == {
+                500
+            }
+
+    parsed = NeighborConfiguration.FromString
     asyncio.run(scenario())
 
 

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from goalstate.dpm.__main__ import SERVICE, run
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.errors import LogUnreadable
+from goalstate.dpm.service import RETRY_AFTER
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port, Vpc
 from goalstate.gs.pb.alcor.schema import resources_pb2
@@ -347,6 +348,40 @@ def test_an_intent_over_the_limit_is_refused_whole(method: str) -> None:
         assert (await one.apply(HOSTS)).change == 1
 
     play(scenario, max_intent_bytes=2000)
+
+
+def test_what_is_too_much_is_shed_leaves_nothing_and_may_be_tried_again() -> None:
+    async def scenario(one: Served) -> None:
+        log = one.region.topics.intent_log
+        one.region.cut(Wire.LATE, log)
+        asked = [asyncio.ensure_future(one.apply(Intent(vpcs=[vpc(n)]))) for n in range(1000)]
+        await until(lambda: sum(call.done() for call in asked) > 0, "something is shed")
+        one.region.mend()
+        one.region.release()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        shed = [a for a in answers if isinstance(a, grpc.aio.AioRpcError)]
+        assert {error.code() for error in shed} == {CODES.RESOURCE_EXHAUSTED}
+        assert "nothing of the intent was taken" in str(shed[0].details())
+        after_ms = int(dict(shed[0].trailing_metadata())[RETRY_AFTER])
+        assert 1 <= after_ms <= 2000
+        status = await one.status()
+        assert status.objects["vpc"] == len(answers) - len(shed) == status.change
+        assert one.metrics()["goalstate_dpm_changes_total/shed"] == len(shed)
+
+        async def all_of_them() -> AsyncIterator[api.ApplyRequest]:
+            for number in range(1000):
+                message = intent_codec.to_proto(Intent(vpcs=[vpc(number)]))
+                yield api.ApplyRequest(intent=message)
+
+        # What is sent in one stream waits instead.
+        replies = [reply async for reply in one.stub.ApplyStream(all_of_them(), timeout=BOUND)]
+        assert sum(reply.changed_objects for reply in replies) == len(shed)
+        assert (await one.status()).objects["vpc"] == 1000
+
+    def vpc(number: int) -> Vpc:
+        return Vpc(f"v{number}", cidr="10.0.0.0/16", tunnel_id=number + 1)
+
+    play(scenario, longest_wait_s=0.01, metrics_port=0)
 
 
 def test_an_object_that_fits_into_no_message_is_refused_as_such() -> None:

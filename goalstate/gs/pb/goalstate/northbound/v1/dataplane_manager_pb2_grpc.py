@@ -75,13 +75,16 @@ class DataPlaneManagerServicer:
         """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
         log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
         violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
+        RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: more is offered than the publisher
+        can do; nothing of it was taken, and so many milliseconds later it may be tried again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplyStream(self, request_iterator, context):
-        """The same, many in order. A refused intent is answered by a refusal and the stream goes on.
+        """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
+        overloaded publisher lets it wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,9 +37,13 @@ class DataPlaneManagerStub:
     """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
     log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
     violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
+    RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: more is offered than the publisher
+    can do; nothing of it was taken, and so many milliseconds later it may be tried again.
     """
     ApplyStream: _grpc.StreamStreamMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]
-    """The same, many in order. A refused intent is answered by a refusal and the stream goes on."""
+    """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
+    overloaded publisher lets it wait.
+    """
     Wait: _grpc.UnaryUnaryMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]
     """Returns when the hosts concerned have applied the change, or at the timeout: it always ends."""
     Watch: _grpc.UnaryStreamMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]
@@ -55,9 +59,13 @@ class DataPlaneManagerAsyncStub(DataPlaneManagerStub):
     """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
     log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
     violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
+    RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: more is offered than the publisher
+    can do; nothing of it was taken, and so many milliseconds later it may be tried again.
     """
     ApplyStream: _aio.StreamStreamMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]  # type: ignore[assignment]
-    """The same, many in order. A refused intent is answered by a refusal and the stream goes on."""
+    """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
+    overloaded publisher lets it wait.
+    """
     Wait: _aio.UnaryUnaryMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]  # type: ignore[assignment]
     """Returns when the hosts concerned have applied the change, or at the timeout: it always ends."""
     Watch: _aio.UnaryStreamMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]  # type: ignore[assignment]
@@ -76,6 +84,8 @@ class DataPlaneManagerServicer(metaclass=_abc_1.ABCMeta):
         """Accepts an intent whole or refuses it whole. When this returns, the intent is in the durable
         log. A refusal has status INVALID_ARGUMENT with a google.rpc.BadRequest detail that holds the
         violations, as many as fit into a status (some 4 KB); ApplyStream gives all of them.
+        RESOURCE_EXHAUSTED with the metadata grpc-retry-pushback-ms: more is offered than the publisher
+        can do; nothing of it was taken, and so many milliseconds later it may be tried again.
         """
 
     @_abc_1.abstractmethod
@@ -84,7 +94,9 @@ class DataPlaneManagerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_dataplane_manager_pb2.ApplyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dataplane_manager_pb2.ApplyReply], _abc.AsyncIterator[_dataplane_manager_pb2.ApplyReply]]:
-        """The same, many in order. A refused intent is answered by a refusal and the stream goes on."""
+        """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
+        overloaded publisher lets it wait.
+        """
 
     @_abc_1.abstractmethod
     def Wait(
