@@ -283,6 +283,7 @@ def convert(
 def simulate_faults(
     seed: Annotated[int, typer.Option(help="Of the first run; each next one has the next.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="So many, up to the first that fails.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     only: Annotated[str, typer.Option(help="Steps of the plan, as 1,4,7, and no others.")] = "",
     tries: Annotated[
         int, typer.Option(min=0, help="Runs to find out which steps a failure needs.")
@@ -299,7 +300,7 @@ def simulate_faults(
     """
     from goalstate.cli import simulation
 
-    end(simulation.simulate_faults(seed, runs, only, tries, transcript, Output(json)))
+    end(simulation.simulate_faults(seed, runs, only, tries, transcript, Output(json), jobs=jobs))
 
 
 def _wanted(timeout: float, quorum: float) -> Any:

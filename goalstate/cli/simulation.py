@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 from goalstate.cli.errors import ExitCode, InputError
 from goalstate.cli.files import write_bytes
 from goalstate.cli.output import Output
+from goalstate.scale.simulate.many import play_many
 from goalstate.scale.simulate.plan import Plan, plan
 from goalstate.scale.simulate.run import Result, Run
 from goalstate.scale.simulate.shrink import shrink
 
 
 def simulate_faults(
-    seed: int, runs: int, only: str, tries: int, transcript: Path | None, out: Output
+    seed: int,
+    runs: int,
+    only: str,
+    tries: int,
+    transcript: Path | None,
+    out: Output,
+    *,
+    jobs: int = 1,
 ) -> ExitCode:
     """Play the seeds from `seed` on; `only`: steps of the plan, as 1,4,7, and no others."""
     steps = _steps(only)
@@ -24,10 +34,10 @@ def simulate_faults(
     seconds = 0.0
     played = 0
     failed: Result | None = None
-    with out.progress("runs", runs) as bar:
-        for number in range(seed, seed + runs):
-            # A single run may be wanted for its transcript alone.
-            result = Run(_plan(number, steps), record=runs == 1).play()
+    # A single run may be wanted for its transcript alone.
+    results = _alone(_plan(seed, steps)) if runs == 1 else play_many(seed, runs, jobs)
+    with out.progress("runs", runs) as bar, closing(results):
+        for result in results:
             counts += result.counts
             seconds += result.seconds
             played += 1
@@ -70,6 +80,10 @@ def simulate_faults(
     out.text(f"seed {failed.plan.seed}: {failed.violation}", style="red")
     out.text(f"again: {replay}")
     return ExitCode.REFUSED
+
+
+def _alone(one: Plan) -> Generator[Result, None, None]:
+    yield Run(one, record=True).play()
 
 
 def _hours(seconds: float) -> str:

@@ -46,6 +46,35 @@ def test_no_law_is_broken(results: list[Result]) -> None:
     assert broken == {}
 
 
+@pytest.mark.timeout(1500)  # some five minutes on two cores
+def test_ten_thousand_runs_break_no_law() -> None:
+    # In processes of their own: here each step would be traced for the coverage.
+    jobs = str(os.cpu_count() or 1)
+    command = ["simulate-faults", "--seed", "10000", "--runs", "10000", "--jobs", jobs, "--json"]
+    played = subprocess.run(
+        [sys.executable, "-m", "goalstate.cli", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert played.stdout, played.stderr
+    said = json.loads(played.stdout)
+    assert (said["violation"], said["replay"], played.returncode) == ("", "", 0)
+    assert said["runs"] == 10_000
+
+
+def test_how_many_processes_share_the_runs_does_not_matter(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = []
+    for jobs in (1, 2):
+        code = simulation.simulate_faults(SEEDS[0], 30, "", 0, None, Output(True), jobs=jobs)
+        said.append((code, json.loads(capsys.readouterr().out)))
+    assert said[0] == said[1]
+    assert said[0][1]["runs"] == 30
+
+
 def test_every_fault_happens_and_is_felt(results: list[Result]) -> None:
     counts = sum((result.counts for result in results), Counter[str]())
     for fault in Fault:
