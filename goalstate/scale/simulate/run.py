@@ -393,7 +393,7 @@ class Run:
             vpc = stream.kind is StreamKind.VPC
             if head is None or (head.mark.epoch <= envelope.mark.epoch and not vpc):
                 # Only of what the new one says more can anybody know that this is void. To all
-                # VPCs something more is said in the end.
+                # VPCs something more is said in the end, to racks where they have ports.
                 continue
             self.streams.foreign.add((stream, envelope.mark, envelope.digest))
             try:
@@ -463,7 +463,9 @@ class Run:
         self.after(2 * SECOND_NS, self._say_more)
 
     def _say_more(self) -> None:
-        """Something more is said to every VPC: a late word of a former publisher shows by that."""
+        """Something more is said to every VPC and to every rack with ports: a late word of a former
+        publisher shows by that, also to a host that lost what the new one had said before.
+        """
         engine = self._serving()
         if engine is None:
             self.after(SECOND_NS, self._say_more)
@@ -472,8 +474,12 @@ class Run:
             vpc._replace(name=f"{vpc.name}-after")
             for vpc in engine.core.desired.objects(ObjectKind.VPC)
         )
+        ports = tuple(
+            port._replace(name=f"{port.name}-after")
+            for port in engine.core.desired.objects(ObjectKind.PORT)
+        )
         if vpcs:
-            self.client.send("intent-after", Intent(vpcs=vpcs))
+            self.client.send("intent-after", Intent(vpcs=vpcs, ports=ports))
         self._healed = True
 
     def _not_settled(self, engine: Engine | None) -> list[str]:
