@@ -10,7 +10,8 @@ Laws:
 2.  Up to `at_least` intents are under way before any is shed: a rate is only known under load.
 3.  What is under way, and what no broker has confirmed yet, is bounded in bytes as well: a broker
     that is slow makes callers wait, not memory grow.
-4.  Where nothing is under way, an intent is admitted, however large.
+4.  Where nothing is under way, and what is unconfirmed is in its bounds, an intent is admitted,
+    however large.
 """
 
 from __future__ import annotations
@@ -57,18 +58,20 @@ class Admission:
 
         Raises Overloaded if not.
         """
-        if not self.under_way:
-            return
         policy = self.policy
-        waiting_s = max(now - self._last, self._weight / self._rate if self._rate else 0.0)
-        if self.under_way >= policy.at_least and waiting_s > policy.longest_s:
-            reason = f"{self.under_way} intents are under way, {waiting_s:.1f} s of work"
-        elif self._weight + size > policy.under_way_bytes:
-            reason = f"{self._weight} bytes of intents are under way"
-        elif unconfirmed > policy.unconfirmed_bytes:
+        if unconfirmed > policy.unconfirmed_bytes:
+            waiting_s = _RETRY_S[1] + policy.longest_s  # nobody knows
             reason = f"the broker has not confirmed {unconfirmed} bytes yet"
-        else:
+        elif not self.under_way:
             return
+        else:
+            waiting_s = max(now - self._last, self._weight / self._rate if self._rate else 0.0)
+            if self.under_way >= policy.at_least and waiting_s > policy.longest_s:
+                reason = f"{self.under_way} intents are under way, {waiting_s:.1f} s of work"
+            elif self._weight + size > policy.under_way_bytes:
+                reason = f"{self._weight} bytes of intents are under way"
+            else:
+                return
         least, most = _RETRY_S
         raise Overloaded(reason, min(max(waiting_s - policy.longest_s, least), most))
 

@@ -244,7 +244,7 @@ class Checkpoints:
         await self._transport.announce(stream, place)
 
     async def _head(self, stream: StreamId) -> Head:
-        head = await self._transport.head(stream)
+        head = await self._transport.head(stream, self._core.streams[stream].mark)
         if head is not None:
             return head
         # What was on the log is gone by the topic's retention, or the first of it is on its way.

@@ -17,8 +17,10 @@ Laws:
 5.  What is under way is bounded; beyond it, intents are shed (see `admission`).
 6.  One of a region's engines serves, the others stand by (see `standby`). It serves only while it
     has lately proved that the log is its own: by a record that got into it, sent less than
-    `failover_after_s` ago. Nobody takes the log from it for silence before that time is up. One
-    that was thrown out stands by, and its waits end with NotServing.
+    `failover_after_s` ago. One that was thrown out, or whose broker gave the log to another, may
+    believe so for as long. Then nothing that it accepts gets into the log, and what it says of how
+    things are it proves first (`confirm`). It stands by as soon as it knows, and its waits end with
+    NotServing.
 """
 
 from __future__ import annotations
@@ -122,6 +124,7 @@ class Engine:
         self._standing_by = False
         #: When the newest record that proved the log to be ours was sent, by the monotonic clock.
         self._proven_at = 0.0
+        self._proof: asyncio.Future[None] | None = None
         self._lock = asyncio.Lock()
         self._serving = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -329,9 +332,10 @@ class Engine:
         if self._checkpointing is not None:
             self._checkpointing.cancel()
             await asyncio.gather(self._checkpointing, return_exceptions=True)
+        # First the log: a topic that is being opened waits for a proof in it.
+        await self._close_log(self._log)
         if self._publisher is not None:
             await self._publisher.close()
-        await self._close_log(self._log)
         await self._become_active(read=False)
 
     @staticmethod
@@ -411,6 +415,29 @@ class Engine:
         if intent_log is self._log:
             self._proven_at = max(self._proven_at, sent_at)
 
+    async def confirm(self) -> None:
+        """Make sure that what the log holds by now is known here, whoever else may serve.
+
+        A former active one does not know yet that it is one. So before it says how things are, it
+        proves by a record sent after it was asked that the log is its own. Questions that come
+        together share a record. Raises NotServing.
+        """
+        asked_at = time.monotonic()
+        while self._proven_at <= asked_at:
+            if not self.serving:
+                raise NotServing(f"the publisher is not serving just now: {self.problem}")
+            if self._proof is None or self._proof.done():
+                self._proof = asyncio.ensure_future(self._prove(self._log))
+            try:
+                async with asyncio.timeout(self._failover_after_s):
+                    await asyncio.shield(self._proof)
+            except TimeoutError:
+                raise NotServing("the intent log does not answer") from None
+            except BusError as error:
+                if self._serving:
+                    self._fail_appended(error)
+                raise NotServing(f"the intent log does not answer: {error}") from error
+
     # --- intent ---
 
     async def apply(self, message: intent_pb2.Intent, traceparent: str = "") -> Outcome:
@@ -478,6 +505,7 @@ class Engine:
         if accepted is None:
             if earlier is not None:
                 await earlier
+            await self.confirm()
             return Outcome(newest, 0, [])
         await answer
         return Outcome(accepted.change, accepted.changed_objects, accepted.requirements)
@@ -570,6 +598,8 @@ class Engine:
         takes. Raises UnknownChange, ValueError, and NotServing once another engine serves.
         """
         deadline = time.monotonic() + timeout_s
+        if change is None:
+            await self.confirm()
         async with self._lock:
             core = self.core
             wait = self.convergence.begin(*self._target(change, vpc), quorum)

@@ -10,8 +10,9 @@ Laws:
 3.  A bus may fail to write one message and write a later one. Where the numbers of a session have a
     gap, `lost` says so: what that session wrote after it may build on what is not there.
 4.  Reading on from the place of a record gives what reading from the beginning gives after it.
-5.  A session ends where another begins. What a writer that was thrown out may still get into the
-    log after that is passed over: brokers refuse it as well, but nothing depends on that.
+5.  A session begins with an Incarnation whose epoch is above all before, and there the one before
+    ends. What else a writer that was thrown out, or that failed as it began, may still get into the
+    log is passed over: brokers refuse it as well, but nothing depends on that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from goalstate.bus.base import EARLIEST, Bus, Producer
+from goalstate.bus.base import EARLIEST, Bus, Message, Producer
 from goalstate.bus.errors import BusClosed, ProducerFenced
 from goalstate.dpm.errors import LogHeld, LogUnreadable
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
@@ -45,9 +46,11 @@ class LogPlace(NamedTuple):
     #: How many messages of the log there are up to it, and their payload in bytes.
     messages: int
     size: int
+    #: Of the newest incarnation.
+    epoch: int
 
 
-BEGINNING = LogPlace(EARLIEST, "", 0, False, 0, 0)
+BEGINNING = LogPlace(EARLIEST, "", 0, False, 0, 0, 0)
 
 
 class IntentLog:
@@ -94,8 +97,8 @@ class IntentLog:
         """
         parts: list[bytes] = []
         had = (start.session, start.number)
-        ended: set[str] = set()
         lost = start.lost
+        epoch = start.epoch
         position = start.messages
         self.place = start
         self.size = start.size
@@ -106,12 +109,11 @@ class IntentLog:
                 session, number = message.properties["session"], int(message.properties["number"])
                 if session == had[0] and number <= had[1]:
                     continue
-                if session != had[0]:
-                    if session in ended or (number != 1 and had[0]):
-                        continue
-                    ended.add(had[0])
-                expected = had[1] + 1 if session == had[0] else 1
-                lost = number != expected or (lost and session == had[0])
+                begins = session != had[0]
+                if begins and had[0] and not _is_above(epoch, message):
+                    continue
+                ahead = number != 1 and not had[0] if begins else number != had[1] + 1
+                lost = ahead or (lost and not begins)
                 had = (session, number)
                 part, _, parts_text = message.properties["part"].partition("/")
                 if int(part) == 1:
@@ -125,8 +127,9 @@ class IntentLog:
                 if len(parts) == int(parts_text):
                     record = log_pb2.Record.FromString(b"".join(parts))
                     parts = []
+                    epoch = max(epoch, record.incarnation.epoch)
                     self.place = LogPlace(
-                        message.position, session, number, lost, position, self.size
+                        message.position, session, number, lost, position, self.size, epoch
                     )
                     yield record
             except KeyError as error:
@@ -166,6 +169,16 @@ class IntentLog:
         if self._producer is not None:
             producer, self._producer = self._producer, None
             await producer.close()
+
+
+def _is_above(epoch: int, message: Message) -> bool:
+    """Is it an Incarnation of a later epoch? One is small, and so in one part."""
+    if message.properties["part"] != "1/1":
+        return False
+    try:
+        return log_pb2.Record.FromString(message.payload).incarnation.epoch > epoch
+    except DecodeError:
+        return False
 
 
 async def _last(sends: list[asyncio.Future[bytes]]) -> bytes:

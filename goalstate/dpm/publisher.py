@@ -28,7 +28,7 @@ from goalstate.gs import digest as digests
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import packing
 from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind
-from goalstate.gs.streams import StreamId
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
@@ -132,15 +132,15 @@ class BusTransport:
         self._sent(publication)
         lane.send(publication, confirmed)
 
-    async def head(self, stream: StreamId) -> Head | None:
+    async def head(self, stream: StreamId, published: Mark = ORIGIN) -> Head | None:
         """The newest message that is surely on a stream's log; None: there is none on it.
 
-        Raises BusError.
+        `published`: where the stream is, as far as is known. Raises BusError.
         """
         found: Head | None = None
         lane = self._lanes.get(stream)
         if lane is None or lane.head is None:
-            found = await head_of(self._bus, self._topics.of_stream(stream), stream)
+            found = await head_of(self._bus, self._topics.of_stream(stream), stream, published)
             lane = self._lanes.get(stream)
         return (lane.head if lane is not None else None) or found
 

@@ -187,15 +187,20 @@ class Head(NamedTuple):
     position: bytes
 
 
-async def head_of(bus: Bus, topic: str, stream: StreamId) -> Head | None:
-    """The message with the highest mark on a topic; None if it holds none. Raises BusError."""
+async def head_of(bus: Bus, topic: str, stream: StreamId, published: Mark = ORIGIN) -> Head | None:
+    """The message with the highest mark on a topic; None if it holds none. Raises BusError.
+
+    `published`: where the topic is at least, as far as is known.
+    """
     last = await bus.last(topic)
     if last is None:
         return None
     envelope = _envelope(last.properties, stream)
-    if envelope is not None:
+    if envelope is not None and envelope.mark >= published:
         return Head(envelope, last.position)
-    # Somebody else wrote to the topic while no publisher held it: look behind what is not ours.
+    # The last is no message of ours (somebody wrote to the topic while no publisher held it), or
+    # one that the broker wrote twice, the second time after later ones. A log read on from there
+    # would lack these.
     head: Head | None = None
     async for message in bus.read_to_end(topic, EARLIEST):
         envelope = _envelope(message.properties, stream)

@@ -302,6 +302,10 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 f"kind: there is no kind {request.kind}",
             )
         await self._check_serving(context)
+        try:
+            await self._engine.confirm()
+        except NotServing as error:
+            await self._abort_unavailable(context, error)
         async with self._engine.lock:
             pieces = self._pieces(request)
         if not pieces and request.id:

@@ -304,7 +304,9 @@ async def _newest(bus: Bus, topics: Topics, own_stream: bool) -> _Base:
                 await asyncio.sleep(0)
             restoring.finish(found.end)
             at = found.end.log
-            place = LogPlace(at.position, at.session, at.number, at.lost, at.messages, at.bytes)
+            place = LogPlace(
+                at.position, at.session, at.number, at.lost, at.messages, at.bytes, found.end.epoch
+            )
             return _Base(replay, place, name, found.end)
         except SnapshotUnreadable as error:
             log.warning(

@@ -13,7 +13,8 @@ Laws:
 3.  After the Incarnation is in the log, what came in before it is redone as well: a broker may
     still write what the former writer had under way. That was acknowledged, perhaps.
 4.  Silence counts only while the broker answers and we run ourselves: neither an outage of the
-    broker nor our own pause is held against the active one.
+    broker nor our own pause is held against the active one. Nor is it that a word of it has not
+    been delivered: before the log is taken from anybody, it is read.
 """
 
 from __future__ import annotations
@@ -126,10 +127,14 @@ class Standby:
                     silent_s = 0.0
                 else:
                     silent = silent_s >= self._failover_after_s
+                    if silent and await self._has_said_more():
+                        silent_s = 0.0
+                        continue
                     try:
                         taken = await self.take(take_over=silent)
                     except LogHeld:
-                        pass
+                        if silent:  # another one was quicker, and is to be heard first
+                            silent_s = 0.0
                     else:
                         log.info("took the log over", epoch=taken.epoch, silent_s=silent_s)
                         return taken
@@ -140,6 +145,15 @@ class Standby:
                 last = now
         finally:
             await reader.close()
+
+    async def _has_said_more(self) -> bool:
+        """Is there more in the log than was heard of?"""
+        before = self.intent_log.place
+        await self._read_on()
+        if self.intent_log.place == before:
+            return False
+        self._followed()
+        return True
 
     async def _leave(self) -> None:
         try:

@@ -99,10 +99,10 @@ def test_bytes_under_way_are_bounded_but_a_large_one_alone_is_admitted() -> None
 
 def test_what_a_slow_broker_has_not_confirmed_is_bounded() -> None:
     admission = Admission(POLICY)
-    admission.enter(1, 10**9, 0.0)
-    with pytest.raises(Overloaded, match="has not confirmed 51 bytes"):
-        admission.enter(1, 51, 0.0)
-    admission.enter(1, 50, 0.0)
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="has not confirmed 51 bytes"):
+            admission.enter(1, 51, 0.0)
+        admission.enter(1, 50, 0.0)
 
 
 def test_shedding_counts_nothing() -> None:

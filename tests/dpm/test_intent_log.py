@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from itertools import count
 
 import pytest
 
@@ -22,6 +23,11 @@ def change(number: int, text: str = "") -> log_pb2.Record:
 
 
 LONG = change(2, "x" * 350)
+_epochs = count(1)
+
+
+def incarnation(epoch: int) -> log_pb2.Record:
+    return log_pb2.Record(incarnation=log_pb2.Incarnation(epoch=epoch))
 
 
 def run(test: Callable[[Region], Coroutine[None, None, None]]) -> None:
@@ -33,8 +39,10 @@ def new_log(region: Region, part_bytes: int = 100) -> IntentLog:
 
 
 async def opened(region: Region, part_bytes: int = 100) -> IntentLog:
+    """With the incarnation written that each session begins with."""
     log = new_log(region, part_bytes)
     await log.open("writer")
+    await log.append(incarnation(next(_epochs)))
     return log
 
 
@@ -46,7 +54,9 @@ async def written(region: Region, *records: log_pb2.Record) -> None:
 
 
 async def read(region: Region) -> list[log_pb2.Record]:
-    return [record async for record in new_log(region).records()]
+    """The changes."""
+    records = [record async for record in new_log(region).records()]
+    return [record for record in records if record.WhichOneof("body") == "change"]
 
 
 def test_an_empty_log_has_no_records() -> None:
@@ -64,8 +74,8 @@ def test_records_are_read_as_they_were_appended() -> None:
         assert await read(region) == records
         # The long one is in parts, each of the size that was asked for.
         sizes = [len(m.payload) for m in region.messages(TOPIC)]
-        assert sizes[1:4] == [100, 100, 100]
-        assert len(sizes) == 6
+        assert sizes[2:5] == [100, 100, 100]
+        assert len(sizes) == 6 + 2
 
     run(test)
 
@@ -106,7 +116,7 @@ def test_what_the_broker_wrote_twice_is_read_once() -> None:
         region.cut(Wire.TWICE)
         records = [change(1), LONG, change(3), LONG, change(5)]
         await written(region, *records)
-        assert len(region.messages(TOPIC)) > 2 * 11
+        assert len(region.messages(TOPIC)) > 2 * 12
         assert await read(region) == records
 
     run(test)
@@ -144,7 +154,8 @@ def test_reading_on_from_any_record_is_reading_from_the_beginning(wire: Wire) ->
         whole = await read_with_places(log)
         size = log.size
         assert size == sum(len(m.payload) for m in region.messages(TOPIC))
-        assert [lost for _, lost, _ in whole] == [False, False, True, True, False, False, False]
+        first = [False, False, False, True, True]
+        assert [lost for _, lost, _ in whole] == first + [False] * 4
         for number, (_, _, place) in enumerate(whole, 1):
             assert await read_with_places(log, place) == whole[number:]
             assert log.size == size
@@ -156,7 +167,7 @@ def test_the_place_of_a_record_is_its_last_message() -> None:
     async def test(region: Region) -> None:
         await written(region, change(1), LONG)
         log = new_log(region)
-        _, (_, _, place) = await read_with_places(log)
+        *_, (_, _, place) = await read_with_places(log)
         last = region.messages(TOPIC)[-1]
         assert place.position == last.position
         assert place.messages == len(region.messages(TOPIC))
@@ -176,9 +187,9 @@ def test_a_place_that_the_log_no_longer_reaches_back_to_is_gone() -> None:
         log = new_log(region)
         places = [place for _, _, place in await read_with_places(log)]
         region.broker.trim(TOPIC, 2)
-        assert [r.change.change async for r in log.records(places[2])] == [4, 5]
+        assert [r.change.change async for r in log.records(places[3])] == [4, 5]
         with pytest.raises(PositionGone):
-            await read_with_places(log, places[1])
+            await read_with_places(log, places[2])
 
     run(test)
 
@@ -186,8 +197,9 @@ def test_a_place_that_the_log_no_longer_reaches_back_to_is_gone() -> None:
 def test_what_is_appended_counts_to_the_logs_size() -> None:
     async def test(region: Region) -> None:
         log = await opened(region)
+        begun = log.size
         await log.append(LONG)
-        assert log.size == LONG.ByteSize()
+        assert log.size == begun + LONG.ByteSize()
         await log.close()
         again = new_log(region)
         await read_with_places(again)
@@ -247,7 +259,61 @@ def test_parts_fit_into_a_message_of_every_broker() -> None:
     assert PART_BYTES <= MAX_PAYLOAD
 
 
-GOOD = {"session": "s", "number": "1", "part": "1/1"}
+def test_what_a_writer_that_was_followed_gets_in_late_counts_for_nothing() -> None:
+    async def test(region: Region) -> None:
+        await written(region, change(1))
+        early, late = new_log(region), new_log(region)
+        for log in (early, late):
+            await log.open("writer")
+            # Whoever begins after both knows neither: both have the same number.
+            region.cut(Wire.HELD)
+            begun = log.append(incarnation(10**6))
+            region.mend()
+            await log.close()
+            begun.cancel()
+        serving = await opened_as(region, 10**6)
+        await serving.append(change(2))
+        region.release()  # the first word of a writer that had given up
+        await late_word(region, early, change(2, "void"))
+        await serving.append(change(3))
+        await late_word(region, late, change(3, "void"))
+        await serving.append(change(4))
+        assert await read(region) == [change(number) for number in range(1, 5)]
+        log = new_log(region)
+        whole = await read_with_places(log)
+        for number, (_, _, place) in enumerate(whole, 1):
+            assert await read_with_places(log, place) == whole[number:]
+
+    async def opened_as(region: Region, epoch: int) -> IntentLog:
+        log = new_log(region)
+        await log.open("writer")
+        await log.append(incarnation(epoch))
+        return log
+
+    async def late_word(region: Region, log: IntentLog, record: log_pb2.Record) -> None:
+        properties = {"session": log._session, "number": str(log._number + 1), "part": "1/1"}
+        region.broker.publish(TOPIC, record.SerializeToString(), properties=properties)
+
+    run(test)
+
+
+def test_a_session_may_begin_with_its_second_word() -> None:
+    # Another one got in first, under the same number; so it says a higher one.
+    async def test(region: Region) -> None:
+        first = await opened(region)
+        await first.append(change(1))
+        await first.close()
+        log = new_log(region)
+        await log.open("writer")
+        for epoch in (1, 10**6):
+            await log.append(incarnation(epoch))
+        await log.append(change(2))
+        assert await read(region) == [change(1), change(2)]
+
+    run(test)
+
+
+GOOD = {"session": "s", "number": "2", "part": "1/1"}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +321,7 @@ GOOD = {"session": "s", "number": "1", "part": "1/1"}
     [
         (b"\xff\xff", GOOD, "Error parsing|corrupt"),
         (b"", {}, "has no property 'session'"),
-        (b"", {"session": "s", "number": "1"}, "has no property 'part'"),
+        (b"", {"session": "s", "number": "2"}, "has no property 'part'"),
         (b"", GOOD | {"number": "one"}, "one"),
         (b"", GOOD | {"part": "2/3"}, "part 2 follows part 0"),
         (b"", GOOD | {"part": "1"}, "invalid literal"),
@@ -266,7 +332,8 @@ def test_what_no_publisher_writes_is_refused_with_its_place(
     payload: bytes, properties: dict[str, str], reason: str
 ) -> None:
     async def test(region: Region) -> None:
-        await written(region, change(1))
+        first = {"session": "s", "number": "1", "part": "1/1"}
+        region.broker.publish(TOPIC, change(1).SerializeToString(), properties=first)
         region.broker.publish(TOPIC, payload, properties=properties)
         with pytest.raises(LogUnreadable, match=rf"message 2 of .*intent\.log.*({reason})"):
             await read(region)

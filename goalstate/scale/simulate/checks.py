@@ -17,8 +17,8 @@ Laws, each checked by other means than the product keeps it by:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from goalstate.agent.reports import applied
@@ -96,6 +96,11 @@ class Told:
                     raise Violation(
                         f"{publisher} believes {host} to be at {now} of {stream}, after {mark}"
                     )
+
+    def has_left(self, agent: Agent, stream: StreamId, number: int) -> bool:
+        """Did an agent drop a stream since it sent the report of that number?"""
+        drops = self._dropped[agent.host, agent.incarnation, str(stream)]
+        return stream in agent.core.dropped or any(drop > number for drop in drops)
 
     def forget_beliefs(self, publisher: str) -> None:
         """The publisher is no more."""
@@ -192,12 +197,14 @@ def check_wait(
     agents: dict[str, list[Agent]],
     streams: Streams,
     expired: list[str],
+    has_left: Callable[[Agent, StreamId], bool],
 ) -> None:
     """Law 2, for one requirement of a change that is said to have converged.
 
     `concerned`: `followers` before the wait began. `core`: the newest there is. `agents`: of each
-    host, those that lived since. A host that has yet to learn that it left the stream and came back
-    to it had what was wanted before it left; one that is misled by a former publisher is so until
+    host, those that lived since. `has_left`: did one drop a stream since what was heard of it? A
+    host that left the stream since, to come back to it, or has yet to learn that it did, had what
+    was wanted before it left; one that is misled by a former publisher is so until
     the new one says more. Raises Violation.
     """
     stream, mark, _ = requirement
@@ -213,7 +220,7 @@ def check_wait(
     operations = list(streams.last_operations(stream, mark))
     for host in sorted(hosts):
         if any(
-            _told_of(agent, stream) != concerned[host]
+            _told_of(agent, stream) != concerned[host] or has_left(agent, stream)
             for agent in agents.get(host, [])
             if stream.kind is not StreamKind.INBOX
         ):
@@ -272,31 +279,29 @@ def _holds(agent: Agent, one: _Operation, core: Core) -> bool:
 def changes(broker: MemoryBroker, topics: Topics) -> list[log_pb2.Change]:
     """The changes that count, by the plainest reading of the log: each that is the next one.
 
-    Of a session that began an epoch only what comes before the next one counts.
+    Of a session only what comes between its incarnation, the first of its epoch, and the next one.
     """
     found: list[log_pb2.Change] = []
-    parts: list[bytes] = []
-    had: dict[str, int] = {}
-    current = ""
+    parts: dict[str, list[bytes]] = defaultdict(list)
+    had = Counter[str]()
+    owner, epoch = "", 0
     for message in broker.messages(topics.intent_log):
         session, number = message.properties["session"], int(message.properties["number"])
-        if number <= had.get(session, 0) or (session != current and session in had):
+        if number <= had[session]:
             continue
-        if session != current or number != had[session] + 1:
-            parts = []  # what was begun is not gone on with
-        current = session
-        had[session] = number
         part, _, of = message.properties["part"].partition("/")
-        if int(part) == 1:
-            parts = []
-        if int(part) != len(parts) + 1:
+        if number != had[session] + 1 or int(part) == 1:
+            parts[session] = []  # what was begun is not gone on with
+        had[session] = number
+        if int(part) != len(parts[session]) + 1:
             continue
-        parts.append(message.payload)
-        if len(parts) == int(of):
-            record = log_pb2.Record.FromString(b"".join(parts))
-            parts = []
+        parts[session].append(message.payload)
+        if len(parts[session]) == int(of):
+            record = log_pb2.Record.FromString(b"".join(parts.pop(session)))
+            if record.incarnation.epoch > epoch:
+                owner, epoch = session, record.incarnation.epoch
             is_next = record.change.change == len(found) + 1
-            if record.WhichOneof("body") == "change" and is_next:
+            if session == owner and record.WhichOneof("body") == "change" and is_next:
                 found.append(record.change)
     return found
 

@@ -19,8 +19,9 @@ from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Intent
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.streams import StreamId
 from goalstate.scale.simulate import checks
-from goalstate.scale.simulate.checks import Streams, Violation
+from goalstate.scale.simulate.checks import Streams, Told, Violation
 from goalstate.scale.simulate.hosts import Agent
 from goalstate.scale.simulate.processes import Process
 from goalstate.scale.simulate.timeline import MS_NS, SECOND_NS, Due, Timeline
@@ -35,6 +36,7 @@ class Around(Protocol):
     processes: list[Process]
     all_agents: dict[str, list[Agent]]
     streams: Streams
+    reports: Told
     counts: Counter[str]
 
     def say(self, text: str) -> None: ...
@@ -212,9 +214,18 @@ class Client:
             ]
             for host, all_ in around.all_agents.items()
         }
+
+        def has_left(agent: Agent, stream: StreamId) -> bool:
+            view = views.get(agent.host)
+            if view is None or view.incarnation != agent.incarnation:
+                return False
+            return around.reports.has_left(agent, stream, view.number)
+
         for requirement, concerned in zip(requirements, request.concerned, strict=True):
             try:
-                checks.check_wait(requirement, concerned, core, agents, around.streams, expired)
+                checks.check_wait(
+                    requirement, concerned, core, agents, around.streams, expired, has_left
+                )
             except Violation as error:
                 around.fail(f"{request.name}: {error}")
 

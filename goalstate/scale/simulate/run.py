@@ -94,7 +94,7 @@ class Run:
         self._record = record
         self._skews_ns: dict[str, int] = {}
         self._groups: dict[str, str] = {}
-        self._told = checks.Told()
+        self.reports = checks.Told()
         self.streams = checks.Streams(self.broker, self.topics)
         self.client = Client(self)
         self._cut_names = Counter[str]()
@@ -195,12 +195,12 @@ class Run:
         self.say(f"{process.name} {'serves' if engine.serving else 'stands by'}")
 
     def ended(self, process: Process) -> None:
-        self._told.forget_beliefs(process.name)
+        self.reports.forget_beliefs(process.name)
 
     def believed(self, process: Process, host: str, view: HostView) -> None:
         applied = {stream: mark for stream, (mark, _) in view.applied.items()}
         try:
-            self._told.believed(process.name, host, view.incarnation, view.number, applied)
+            self.reports.believed(process.name, host, view.incarnation, view.number, applied)
         except Violation as error:
             self.fail(str(error))
 
@@ -210,7 +210,7 @@ class Run:
 
     def told(self, agent: Agent, report: agent_pb2.HostReport) -> None:
         self.counts["reports"] += 1
-        self._told.told(report)
+        self.reports.told(report)
         if self._record:
             marks = ", ".join(f"{s.stream} {s.epoch}/{s.sequence}" for s in report.streams)
             drops = "".join(f", dropped {name}" for name in report.dropped)
