@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from goalstate.agent.config import AgentConfig
 from goalstate.cli import inspection
 from goalstate.cli.errors import CommandError
 from goalstate.cli.held import Held
 from goalstate.gs.naming import SimulatedHost, simulated_host
 from goalstate.testkit.errors import KitError, NotAnswered, hide
-from goalstate.testkit.process import Process, with_logs
+from goalstate.testkit.process import Process, settings_environment, with_logs
 from goalstate.testkit.region import Region
 
 __tracebackhide__ = hide
@@ -85,7 +86,7 @@ class Agents:
 
         `register`: make the hosts known to the DPM that was started last in the region; None: if
         there is one. `settings` are further fields of `goalstate.agent.config.AgentConfig`.
-        Raises ProcessFailed.
+        Raises ProcessFailed, KitError.
         """
         region = self.region
         arguments = ["agent", "run", *region.common, "--inspect", "127.0.0.1:0"]
@@ -98,7 +99,7 @@ class Agents:
         if region.dpms and register is not False:
             arguments += ["--register", region.dpms[-1]]
         given = {"lease_s": LEASE_S, **settings}
-        env = {f"GOALSTATE_AGENT_{name.upper()}": str(value) for name, value in given.items()}
+        env = settings_environment("GOALSTATE_AGENT", AgentConfig, given)
         process = region.start(f"agents-{first}", *arguments, **env)
         prefix = str(settings.get("host_prefix", "host"))
         names = [

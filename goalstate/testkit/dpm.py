@@ -9,12 +9,14 @@ from pathlib import Path
 from goalstate.cli import northbound
 from goalstate.cli.errors import CommandError
 from goalstate.cli.northbound import DataPlaneManager
+from goalstate.dpm.config import DpmConfig
 from goalstate.gs import intent_codec
+from goalstate.gs.errors import IntentSyntaxError
 from goalstate.gs.intent import Intent
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.testkit.errors import IntentRefused, NotAnswered, NotConverged, hide
-from goalstate.testkit.process import Process, with_logs
+from goalstate.testkit.errors import IntentRefused, KitError, NotAnswered, NotConverged, hide
+from goalstate.testkit.process import Process, settings_environment, with_logs
 from goalstate.testkit.region import Region
 
 __tracebackhide__ = hide
@@ -34,7 +36,7 @@ class Dpm:
         self._region = region
         admin = ["--admin-url", region.broker.admin_url] if region.broker.admin_url else []
         serve = ["dpm", "serve", *region.common, *admin, "--listen"]
-        env = {f"GOALSTATE_DPM_{name.upper()}": str(value) for name, value in settings.items()}
+        env = settings_environment("GOALSTATE_DPM", DpmConfig, settings)
         self.process: Process = region.start(name, *serve, "127.0.0.1:0", **env)
         #: HOST:PORT of its northbound API.
         self.address = str(self.process.facts["listen"])
@@ -62,13 +64,17 @@ class Dpm:
         """For a call: raises NotAnswered where it fails."""
         return _Answering(self)
 
+    def told(self) -> str:
+        """Whether it runs, and the end of its log: for failures."""
+        return "\n".join(filter(None, (self._region.broker_told(), self.process.told())))
+
     # --- intents ---
 
     def apply(self, *changes: Change) -> api.ApplyReply:
         """Have intents accepted, in their order; gives the last answer.
 
         Raises IntentRefused if one is refused (those before and after it are accepted all the
-        same), IntentSyntaxError for text that is no intent, NotAnswered.
+        same), KitError for text that is no intent, NotAnswered.
         """
         intents = [intent for change in changes for intent in messages(change)]
         bound = self._region.bound
@@ -179,18 +185,24 @@ class _Answering:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CommandError):
             self._dpm.close()
-            raise NotAnswered(with_logs(error.message, self._dpm.process.told())) from None
+            raise NotAnswered(with_logs(error.message, self._dpm.told())) from None
 
 
 def messages(change: Change) -> list[intent_pb2.Intent]:
-    """The intents that a change is given as. Raises IntentSyntaxError."""
+    """The intents that a change is given as. Raises KitError for text that is none."""
     if isinstance(change, Intent):
         return [intent_codec.to_proto(change)]
+    if isinstance(change, intent_pb2.Intent):
+        return [change]
     if isinstance(change, Path):
-        return intent_codec.load_messages(change.read_text("utf-8"), str(change))
-    if isinstance(change, str):
-        return intent_codec.load_messages(change, "the intent")
-    return [change]
+        text, source = change.read_text("utf-8"), str(change)
+    else:
+        text, source = change, "the intent"
+    try:
+        return intent_codec.load_messages(text, source)
+    except IntentSyntaxError as error:
+        wrong = "\n".join(map(str, (error, *error.others)))
+    raise KitError(wrong)
 
 
 def _refusal(refused: list[tuple[int, api.ApplyReply]], of: int) -> IntentRefused:

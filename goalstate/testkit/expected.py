@@ -61,7 +61,11 @@ class Expected:
         found: dict[str, dict[str, Any]] = {kind: {} for kind in _MESSAGES}
         for _, expected in self._streams(host):
             for kind, table in expected.items():
-                found[kind].update(table)
+                for id_, configuration in table.items():
+                    # A copy: a test that alters it must not alter what is expected.
+                    found[kind][id_] = type(configuration).FromString(
+                        configuration.SerializeToString()
+                    )
         return found
 
     def follows(self, host: str) -> set[str]:

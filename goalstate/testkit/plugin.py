@@ -30,19 +30,20 @@ from goalstate.testkit.topics import TopicReader
 
 _KINDS = get_args(brokers.Kind)
 _BROKER = f"{', '.join(_KINDS)}, or the URL of one that runs (pulsar://…, embedded://…)"
-#: Option without its prefix → its default, and its help.
+#: Option without its prefix → what its value is called, its default, and its help.
 _OPTIONS = {
-    "broker": ("embedded", f"the broker that tests use: {_BROKER}"),
-    "admin-url": ("", "admin REST API of the broker, where that is given by its URL"),
-    "timeout": (f"{BOUND:g}", "seconds within which what tests wait for must come"),
+    "broker": ("KIND|URL", "embedded", f"the broker that tests use: {_BROKER}"),
+    "admin-url": ("URL", "", "admin REST API of a broker that is given by its URL"),
+    "timeout": ("SECONDS", f"{BOUND:g}", "within which what tests wait for must come"),
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Each may be on the command line, or in the configuration file (goalstate_broker = …)."""
     group = parser.getgroup("goalstate", "goalstate test kit")
-    for name, (default, text) in _OPTIONS.items():
-        group.addoption(f"--goalstate-{name}", default=None, help=f"{text} (default: {default})")
+    for name, (metavar, default, text) in _OPTIONS.items():
+        explained = f"{text} (default: {default})" if default else text
+        group.addoption(f"--goalstate-{name}", default=None, metavar=metavar, help=explained)
         parser.addini(f"goalstate_{name.replace('-', '_')}", text, default=default)
 
 
@@ -59,7 +60,7 @@ def _bound(config: pytest.Config) -> float:
     except ValueError:
         bound = 0.0
     if bound <= 0:
-        raise pytest.UsageError(f"--goalstate-timeout: {text!r} is no number of seconds")
+        pytest.fail(f"--goalstate-timeout: {text!r} is no number of seconds", pytrace=False)
     return bound
 
 
@@ -85,12 +86,13 @@ def goalstate_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
     kind: Any = "auto" if url else wanted
     admin_url = _option(config, "admin-url") or os.environ.get(brokers.ADMIN_VARIABLE, "")
+    failure = ""
     try:
         broker = brokers.find(kind, url=url, admin_url=admin_url or None, progress=progress)
     except BusError as error:
-        pytest.fail(
-            f"no broker for the tests (--goalstate-broker {wanted}): {error}", pytrace=False
-        )
+        failure = f"no broker for the tests (--goalstate-broker {wanted}): {error}"
+    if failure:
+        pytest.fail(failure, pytrace=False)
     with broker:
         yield broker
 

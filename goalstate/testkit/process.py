@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -58,6 +59,18 @@ def environment(**more: str) -> dict[str, str]:
     """Ours, without the settings of whoever runs the tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GOALSTATE")}
     return {**kept, **more}
+
+
+def settings_environment(prefix: str, model: Any, settings: Mapping[str, object]) -> dict[str, str]:
+    """Variables that set fields of a pydantic model, parts of a field as field__part.
+
+    Raises KitError where there is no such field: in the environment nobody would miss it.
+    """
+    unknown = [name for name in settings if name.partition("__")[0] not in model.model_fields]
+    if unknown:
+        known = ", ".join(sorted(model.model_fields))
+        raise KitError(f"{model.__name__} has no field {', '.join(unknown)}; it has {known}")
+    return {f"{prefix}_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def command(*arguments: object) -> list[str]:
@@ -120,14 +133,15 @@ class Process:
         if isinstance(ready, Path):
             ready.unlink(missing_ok=True)
             ready = ready.exists
+        program = self.arguments[0]
+        if shutil.which(program, path=self._env.get("PATH")) is None:
+            raise ProcessFailed(f"{self.name} cannot be started: there is no command {program}")
         try:
             self._child = Child(self.arguments, what=self.name, log=self.log, env=self._env)
             if ready is not None:
                 self._child.await_ready(ready, lambda text: None)
         except BrokerFailed as error:
             raise ProcessFailed(str(error)) from None
-        except FileNotFoundError as error:
-            raise ProcessFailed(f"{self.name} cannot be started: {error}") from None
 
     def stop(self) -> None:
         """End it in an orderly way. Twice is harmless."""

@@ -21,10 +21,10 @@ from goalstate.gs.envelope import Envelope, MessageKind, to_properties
 from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.alcor.schema import goalstate_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
-from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
+from goalstate.gs.streams import ORIGIN, Mark, StreamKind
 from goalstate.gs.versions import FORMAT_V2
 from goalstate.testkit.errors import KitError, hide
-from goalstate.testkit.region import Region
+from goalstate.testkit.region import Region, stream_id
 
 __tracebackhide__ = hide
 
@@ -73,7 +73,7 @@ class StreamPublisher:
         They are Alcor configurations, or on an inbox NodeSubscribeInfo (see `subscribe`). One
         without a revision gets the next one. On an inbox, `host` is whose they are. `lost`: it
         takes its place in the order, and does not get to the topic. Raises KitError where another
-        writer holds the stream, ValueError for what names none.
+        writer holds the stream, or the name is of none.
         """
         log = self._log(stream)
         items = []
@@ -107,7 +107,7 @@ class StreamPublisher:
 
     def subscribe(self, inbox: str, host: str, stream: str) -> Envelope:
         """Tell a host, by its inbox, to follow a stream."""
-        topic = self._region.topics.of_stream(StreamId.parse(stream))
+        topic = self._region.topic(stream)
         fact = goalstate_pb2.NodeSubscribeInfo(stream=stream, topic=topic)
         return self.put(inbox, fact, host=host)
 
@@ -134,7 +134,7 @@ class StreamPublisher:
     def send(self, stream: str, payload: bytes, properties: Mapping[str, str]) -> None:
         """Put any message on a stream's topic. What else is sent does not count it.
 
-        Raises KitError where another writer holds the stream, BusError, ValueError.
+        Raises KitError where another writer holds the stream or the name is of none, and BusError.
         """
         producer = self._producer(stream)
         connection = self._region.connection
@@ -157,7 +157,7 @@ class StreamPublisher:
 
     def _publish(self, stream: str, log: _Log, items: Iterable[Addressed], lost: bool) -> Envelope:
         listed = list(items)
-        inbox = StreamId.parse(stream).kind is StreamKind.INBOX
+        inbox = stream_id(stream).kind is StreamKind.INBOX
         for host, resource in listed:
             if bool(host) != inbox:
                 raise KitError(
@@ -188,7 +188,7 @@ class StreamPublisher:
         begins = log.mark.epoch != self._epoch
         return Envelope(
             schema=FORMAT_V2,
-            stream=StreamId.parse(stream),
+            stream=stream_id(stream),
             mark=Mark(self._epoch, 1 if begins else log.mark.sequence + 1),
             kind=MessageKind.DELTA,
             chunk=1,
@@ -201,14 +201,14 @@ class StreamPublisher:
         )
 
     def _log(self, stream: str) -> _Log:
-        StreamId.parse(stream)
+        stream_id(stream)
         return self._logs.setdefault(stream, _Log())
 
     def _producer(self, stream: str) -> Producer:
         producer = self._producers.get(stream)
         if producer is None:
             connection = self._region.connection
-            topic = self._region.topics.of_stream(StreamId.parse(stream))
+            topic = self._region.topic(stream)
             try:
                 opened = connection.call(connection.bus.open_producer(topic, exclusive=True))
             except ProducerFenced as error:

@@ -13,9 +13,10 @@ from typing import TypeVar
 from goalstate.bus import admin
 from goalstate.bus.brokers import Broker
 from goalstate.bus.errors import BusError
+from goalstate.gs.streams import StreamId
 from goalstate.gs.topics import Topics
 from goalstate.testkit.connection import Connection
-from goalstate.testkit.errors import hide
+from goalstate.testkit.errors import KitError, hide
 from goalstate.testkit.process import BOUND, Process, command, environment, until
 
 __tracebackhide__ = hide
@@ -122,9 +123,18 @@ class Region:
         self.processes.append(process)
         return process
 
+    def topic(self, stream: str) -> str:
+        """The topic of a stream that is named vpc/ID, sg/ID or inbox/GROUP. Raises KitError."""
+        return self.topics.of_stream(stream_id(stream))
+
     def told(self) -> str:
         """Which processes run, and the ends of their logs: for failures."""
-        return "\n".join(process.told() for process in self.processes)
+        told = [self.broker_told(), *(process.told() for process in self.processes)]
+        return "\n".join(filter(None, told))
+
+    def broker_told(self) -> str:
+        """What is wrong with the broker; empty: nothing that we know of."""
+        return f"the broker at {self.broker.url} has ended" if self.broker.ended else ""
 
     def until(self, condition: Callable[[], T], what: str, *, within: float | None = None) -> T:
         """Wait for a condition, and give what it was.
@@ -136,3 +146,12 @@ class Region:
     def within(self, seconds: float | None) -> float:
         """A bound that was given, or the region's."""
         return self.bound if seconds is None else seconds
+
+
+def stream_id(stream: str) -> StreamId:
+    """Raises KitError for what names none."""
+    try:
+        return StreamId.parse(stream)
+    except ValueError as error:
+        reason = str(error)
+    raise KitError(reason)

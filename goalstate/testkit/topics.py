@@ -18,11 +18,10 @@ from goalstate.gs.envelope import Envelope
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.pb.alcor.schema import goalstate_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
-from goalstate.gs.streams import StreamId
 from goalstate.gs.versions import decode
 from goalstate.testkit.errors import BadMessage, hide
 from goalstate.testkit.laws import Log
-from goalstate.testkit.region import Region
+from goalstate.testkit.region import Region, stream_id
 
 __tracebackhide__ = hide
 
@@ -46,8 +45,8 @@ class TopicReader:
         self._region = region
 
     def topic(self, stream: str) -> str:
-        """The topic that a stream travels on. Raises ValueError for what names no stream."""
-        return self._region.topics.of_stream(StreamId.parse(stream))
+        """The topic that a stream travels on. Raises KitError for what names no stream."""
+        return self._region.topic(stream)
 
     def raw(self, topic: str) -> list[Message]:
         """All messages of any topic, as they are. Raises BusError."""
@@ -59,12 +58,12 @@ class TopicReader:
         return connection.call(read())
 
     def stream(self, stream: str) -> list[Read]:
-        """All messages of a stream, oldest first. Raises BadMessage, BusError, ValueError."""
+        """All messages of a stream, oldest first. Raises BadMessage, KitError, BusError."""
         return self._decoded(stream, self.topic(stream))
 
     def checkpoints(self, stream: str) -> list[Read]:
         """All messages of the checkpoints of a stream. Raises as `stream`."""
-        return self._decoded(stream, self._region.topics.checkpoints_of(StreamId.parse(stream)))
+        return self._decoded(stream, self._region.topics.checkpoints_of(stream_id(stream)))
 
     def assert_lawful(self, stream: str) -> list[Read]:
         """The messages of a stream, which all keep the laws of a stream (see `laws`).
