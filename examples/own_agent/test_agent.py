@@ -86,7 +86,9 @@ def test_it_stands_beside_our_agents(
     goalstate_dpm.apply(port(2, "host-000001"))
     goalstate_dpm.apply("deletes: [{kind: SECURITY_GROUP, id: web, cascade: true}]")
     goalstate_dpm.wait(vpc="blue")
-    goalstate_expected().assert_holds("h1", agent.tables(), follows=agent.follows())
+    expected = goalstate_expected()
+    expected.assert_holds("h1", agent.tables(), follows=agent.follows())
+    expected.assert_agents(goalstate_agents, without=["h1", "h2"])
 
 
 def test_it_leaves_what_it_has_no_port_in(

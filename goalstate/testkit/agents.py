@@ -84,9 +84,9 @@ class Agents:
         """Start a process that plays hosts `first` to `first + hosts - 1`; it follows when this
         returns.
 
-        `register`: make the hosts known to the DPM that was started last in the region; None: if
-        there is one. `settings` are further fields of `goalstate.agent.config.AgentConfig`.
-        Raises ProcessFailed, KitError.
+        `register`: make the hosts known to the region's DPM; None: if there is one. `settings` are
+        further fields of `goalstate.agent.config.AgentConfig`. Raises ProcessFailed, NotAnswered,
+        KitError.
         """
         region = self.region
         arguments = ["agent", "run", *region.common, "--inspect", "127.0.0.1:0"]
@@ -94,10 +94,8 @@ class Agents:
         arguments += ["--group-size", str(group_size)]
         if state_dir is not None:
             arguments += ["--state-dir", str(state_dir)]
-        if register and not region.dpms:
-            raise KitError("the hosts are to be made known to a DPM, and none was started")
-        if region.dpms and register is not False:
-            arguments += ["--register", region.dpms[-1]]
+        if register or (register is None and region.dpms):
+            arguments += ["--register", region.serving_dpm()]
         given = {"lease_s": LEASE_S, **settings}
         env = settings_environment("GOALSTATE_AGENT", AgentConfig, given)
         process = region.start(f"agents-{first}", *arguments, **env)

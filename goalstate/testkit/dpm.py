@@ -36,7 +36,7 @@ class Dpm:
         self._region = region
         admin = ["--admin-url", region.broker.admin_url] if region.broker.admin_url else []
         serve = ["dpm", "serve", *region.common, *admin, "--listen"]
-        env = settings_environment("GOALSTATE_DPM", DpmConfig, settings)
+        env = settings_environment("GOALSTATE_DPM", DpmConfig, {"writer": name, **settings})
         self.process: Process = region.start(name, *serve, "127.0.0.1:0", **env)
         #: HOST:PORT of its northbound API.
         self.address = str(self.process.facts["listen"])

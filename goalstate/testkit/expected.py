@@ -10,7 +10,7 @@ From which stream it has a resource follows from what the resource is, and need 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -121,22 +121,26 @@ class Expected:
         what = f"host {host} holds what it must"
         self._await(what, lambda: self.differences(host, read()), within)
 
-    def assert_agents(self, agents: Agents) -> None:
-        """Every host of the intent is played by our agents, and holds what it must.
+    def assert_agents(self, agents: Agents, *, without: Collection[str] = ()) -> None:
+        """Every host of the intent, but those without, is played by our agents and holds what it
+        must.
 
         Of a counting host only the inbox is compared. Raises Differs, NotAnswered, and KitError
         where a host is not played.
         """
-        found = self._of_agents(agents)
+        found = self._of_agents(agents, without)
         if found:
             raise Differs(_told(found), found)
 
-    def await_agents(self, agents: Agents, *, within: float | None = None) -> None:
+    def await_agents(
+        self, agents: Agents, *, without: Collection[str] = (), within: float | None = None
+    ) -> None:
         """Wait until `assert_agents` is true.
 
         Raises Differs, with what is different in the end, and the ends of the logs.
         """
-        self._await("our agents hold what they must", lambda: self._of_agents(agents), within)
+        what = "our agents hold what they must"
+        self._await(what, lambda: self._of_agents(agents, without), within)
 
     def _await(
         self, what: str, differences: Callable[[], list[Difference]], within: float | None
@@ -154,8 +158,8 @@ class Expected:
             message = f"not within {bound:g} s: {_told(found)}"
             raise Differs(with_logs(message, self._region.told()), found) from None
 
-    def _of_agents(self, agents: Agents) -> list[Difference]:
-        hosts = sorted({*agents.hosts, *self.hosts})
+    def _of_agents(self, agents: Agents, without: Collection[str]) -> list[Difference]:
+        hosts = sorted({*agents.hosts, *self.hosts} - {*without})
         return [difference for host in hosts for difference in self._of_agent(agents, host)]
 
     def _of_agent(self, agents: Agents, host: str) -> list[Difference]:
@@ -196,7 +200,7 @@ class Expecting:
             if not self._region.dpms:
                 raise KitError("no DPM was started here: give the intents that are expected")
             try:
-                with northbound.connect(self._region.dpms[-1]) as client:
+                with northbound.connect(self._region.serving_dpm()) as client:
                     intents = [client.intent(timeout_s=self._region.bound)]
                     streams = [status.stream for status in client.status().streams]
             except CommandError as error:

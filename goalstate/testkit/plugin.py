@@ -9,7 +9,9 @@ goalstate_simulation (no broker)       ├─ goalstate_topics
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, get_args
@@ -28,6 +30,8 @@ from goalstate.testkit.region import Region
 from goalstate.testkit.simulation import Simulation
 from goalstate.testkit.topics import TopicReader
 
+#: Seconds before the same progress is told again.
+_SAY_S = 10.0
 _KINDS = get_args(brokers.Kind)
 _BROKER = f"{', '.join(_KINDS)}, or the URL of one that runs (pulsar://…, embedded://…)"
 #: Option without its prefix → what its value is called, its default, and its help.
@@ -76,13 +80,18 @@ def goalstate_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     if url is None and wanted not in _KINDS:
         pytest.fail(f"--goalstate-broker: {wanted!r} is none: write {_BROKER}", pytrace=False)
 
+    said: dict[str, float] = {}
+
     def progress(text: str) -> None:
-        # A download may take minutes, and must not look like a hang.
+        # A download may take minutes, and must not look like a hang; nor is each second news.
         reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
         capture: Any = config.pluginmanager.get_plugin("capturemanager")
-        if reporter is not None and wanted != "embedded":
-            with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
-                reporter.write_line(f"goalstate: {text}")
+        news, now = text.partition(" (")[0], time.monotonic()
+        if reporter is None or wanted == "embedded" or now < said.get(news, -math.inf) + _SAY_S:
+            return
+        said[news] = now
+        with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+            reporter.write_line(f"goalstate: {text}")
 
     kind: Any = "auto" if url else wanted
     admin_url = _option(config, "admin-url") or os.environ.get(brokers.ADMIN_VARIABLE, "")

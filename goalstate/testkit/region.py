@@ -7,17 +7,21 @@ import itertools
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
 from goalstate.bus import admin
 from goalstate.bus.brokers import Broker
 from goalstate.bus.errors import BusError
+from goalstate.cli import northbound
+from goalstate.cli.errors import CommandError
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.streams import StreamId
 from goalstate.gs.topics import Topics
 from goalstate.testkit.connection import Connection
-from goalstate.testkit.errors import KitError, hide
-from goalstate.testkit.process import BOUND, Process, command, environment, until
+from goalstate.testkit.errors import KitError, NotAnswered, hide
+from goalstate.testkit.process import BOUND, Process, command, environment, until, with_logs
 
 __tracebackhide__ = hide
 
@@ -43,7 +47,7 @@ class Region:
         self.topics = Topics(f"persistent://{TENANT}/{self.name}")
         #: All that were started, also those that have ended.
         self.processes: list[Process] = []
-        #: Addresses of the DPMs that were started, the newest last.
+        #: Addresses of the DPMs that were started.
         self.dpms: list[str] = []
         self._names = itertools.count(1)
         self._connection: Connection | None = None
@@ -58,17 +62,21 @@ class Region:
 
     def close(self) -> None:
         """End all processes, those that were started last first, and forget the topics."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        for process in reversed(self.processes):
-            process.stop()
-        if self.broker.kind == "url" and self.broker.admin_url:
-            # Another broker goes with the tests, and its topics with it.
-            try:
-                admin.delete_namespace(self.broker.admin_url, TENANT, self.name)
-            except BusError as error:
-                print(f"the topics of region {self.name} stay: {error}")
+        with ExitStack() as stack:  # whatever one of these does, the others are done
+            stack.callback(self._forget_topics)
+            for process in self.processes:
+                stack.callback(process.stop)
+            if self._connection is not None:
+                stack.callback(self._connection.close)
+                self._connection = None
+
+    def _forget_topics(self) -> None:
+        if self.broker.kind != "url" or not self.broker.admin_url:
+            return  # such a broker goes with the tests, or offers no way
+        try:
+            admin.delete_namespace(self.broker.admin_url, TENANT, self.name)
+        except BusError as error:
+            print(f"the topics of region {self.name} stay: {error}")
 
     @property
     def connection(self) -> Connection:
@@ -122,6 +130,19 @@ class Region:
     def _add(self, process: Process) -> Process:
         self.processes.append(process)
         return process
+
+    def serving_dpm(self) -> str:
+        """Address of the DPM that serves the region. Raises NotAnswered."""
+        why = "none was started" if not self.dpms else ""
+        for address in self.dpms:
+            try:
+                with northbound.connect(address) as client:
+                    if client.status().role == api.StatusReply.ACTIVE:
+                        return address
+                why = why or f"the one at {address} stands by"
+            except CommandError as error:
+                why = why or error.message
+        raise NotAnswered(with_logs(f"no DPM serves the region: {why}", self.told()))
 
     def topic(self, stream: str) -> str:
         """The topic of a stream that is named vpc/ID, sg/ID or inbox/GROUP. Raises KitError."""

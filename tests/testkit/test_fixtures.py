@@ -10,6 +10,7 @@ import pytest
 
 from goalstate.bus.brokers import Broker
 from goalstate.gs.pb.alcor.schema import resources_pb2
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.testkit import (
     Agents,
     ConditionNotMet,
@@ -172,6 +173,24 @@ def test_a_dead_dpm_is_told_and_comes_back_where_it_was(goalstate_dpm: Dpm) -> N
     goalstate_dpm.restart()
     assert goalstate_dpm.address == address
     assert goalstate_dpm.status().objects["host"] == 2
+
+
+def test_of_two_dpms_the_one_that_serves_is_asked(
+    goalstate_region: Region, goalstate_dpm: Dpm, goalstate_agents: Agents
+) -> None:
+    standby = Dpm(goalstate_region, "standby")
+    goalstate_agents.start()
+    goalstate_dpm.apply(BLUE)
+    assert goalstate_region.serving_dpm() == goalstate_dpm.address
+    goalstate_dpm.kill()
+    goalstate_region.until(
+        lambda: standby.status().role == api.StatusReply.ACTIVE, "the other one serves"
+    )
+    assert goalstate_region.serving_dpm() == standby.address
+    Expecting(goalstate_region)().assert_agents(goalstate_agents)
+    standby.kill()
+    with pytest.raises(NotAnswered, match=r"no DPM serves the region: no DPM answers at"):
+        goalstate_region.serving_dpm()
 
 
 class TestOfSecurityGroups:
