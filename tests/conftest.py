@@ -10,6 +10,9 @@ import pytest
 from goalstate.bus import brokers
 from goalstate.bus.errors import BrokerFailed, BrokerNotFound
 
+#: The kit for others; its fixtures are ours too.
+pytest_plugins = ["goalstate.testkit"]
+
 
 @pytest.fixture(scope="session")
 def apache_broker() -> Iterator[brokers.Broker]:

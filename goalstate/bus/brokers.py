@@ -54,6 +54,11 @@ class Broker:
         """The broker's own process, if we started it."""
         return (self._child.pid,) if self._child else ()
 
+    @property
+    def ended(self) -> bool:
+        """Did we start it, and is it gone?"""
+        return self._child is not None and not self._child.alive
+
     def describe(self) -> str:
         """What it is, in plain words."""
         what = {

@@ -90,7 +90,7 @@ def compare(
         one: "no agent process says that it plays this host" for one in wanted if one not in known
     }
     with out.progress("hosts compared", len(where)) as bar:
-        for answer in inspection.applied(where, lambda summary: _Compared(expected, summary)):
+        for answer in inspection.applied(where, lambda summary: Compared(expected, summary)):
             for one in answer.hosts:
                 compared = answer.held.get(one)
                 if compared is None:
@@ -118,7 +118,7 @@ def _wanted(expected: Oracle, vpc: str, host: str) -> list[str]:
     ]
 
 
-class _Compared:
+class Compared:
     """Compares a host's state while it comes in, so that it is never held as a whole."""
 
     def __init__(self, expected: Oracle, summary: HostSummary) -> None:

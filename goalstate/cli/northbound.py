@@ -35,17 +35,20 @@ class DataPlaneManager:
         self._server = server
         self._stub = DataPlaneManagerStub(channel)
 
-    def apply(self, intents: Iterable[intent_pb2.Intent]) -> Iterator[api.ApplyReply]:
+    def apply(
+        self, intents: Iterable[intent_pb2.Intent], *, timeout_s: float | None = None
+    ) -> Iterator[api.ApplyReply]:
         """The answer to each intent, in order; a refusal has change 0.
 
-        There is no deadline on the whole: as long as it lasts, the publisher answers.
+        Unless one is given, there is no deadline on the whole: as long as it lasts, the publisher
+        answers.
         """
         requests = (
             api.ApplyRequest(intent=intent, request_id=str(number))
             for number, intent in enumerate(intents)
         )
         with self._server.errors("the intent"):
-            yield from self._stub.ApplyStream(requests)
+            yield from self._stub.ApplyStream(requests, timeout=timeout_s)
 
     def wait(self, request: api.WaitRequest) -> api.WaitReply:
         with self._server.errors("the wait"):
@@ -68,12 +71,13 @@ class DataPlaneManager:
         vpc_id: str = "",
         kind: intent_pb2.ObjectKind.ValueType = intent_pb2.OBJECT_KIND_UNSPECIFIED,
         id_: str = "",
+        timeout_s: float | None = None,
     ) -> intent_pb2.Intent:
         """The accepted intent: all of it, one VPC's, all of a kind, or one object."""
         whole = intent_pb2.Intent()
         request = api.GetIntentRequest(vpc_id=vpc_id, kind=kind, id=id_)
         with self._server.errors("the intent"):
-            for piece in self._stub.GetIntent(request):
+            for piece in self._stub.GetIntent(request, timeout=timeout_s):
                 whole.MergeFrom(piece)
         return whole
 

@@ -55,7 +55,7 @@ def simulate_faults(
         if not shown.transcript:
             shown = Run(shown.plan, record=True).play()
         write_bytes(transcript, ("\n".join(shown.transcript) + "\n").encode())
-    replay = _replay(failed.plan) if failed is not None else ""
+    again = replay(failed.plan) if failed is not None else ""
     out.result(
         {
             "seed": seed,
@@ -65,7 +65,7 @@ def simulate_faults(
             "failed_seed": failed.plan.seed if failed is not None else None,
             "violation": failed.violation if failed is not None else "",
             "transcript": failed.transcript if failed is not None else [],
-            "replay": replay,
+            "replay": again,
         }
     )
     if failed is not None:
@@ -78,7 +78,7 @@ def simulate_faults(
         out.text(f"{played} runs, seeds {seed} to {seed + played - 1}: no law was broken")
         return ExitCode.OK
     out.text(f"seed {failed.plan.seed}: {failed.violation}", style="red")
-    out.text(f"again: {replay}")
+    out.text(f"again: {again}")
     return ExitCode.REFUSED
 
 
@@ -102,7 +102,8 @@ def _plan(seed: int, steps: frozenset[int] | None) -> Plan:
     return whole if steps is None else whole.only(steps)
 
 
-def _replay(failed: Plan) -> str:
+def replay(failed: Plan) -> str:
+    """The command that plays a plan of a seed, or some of its steps, once more."""
     command = f"goalstate simulate-faults --seed {failed.seed}"
     if len(failed.steps) < len(plan(failed.seed).steps):
         command += f" --only {','.join(str(step.number) for step in failed.steps) or 0}"

@@ -177,6 +177,10 @@ class Comparison:
         verdicts = {} if stream == self._inbox else self._oracle.verdicts[stream, kind]
         self._check(kind, id_, payload, verdicts, self._wanted(stream, kind), stream)
 
+    def add_subscription(self, stream: str) -> None:
+        """A stream that the host says it follows, beside its inbox."""
+        self._subscribed.add(stream)
+
     def add_message(self, stream: str, state: goalstate_pb2.GoalStateV2) -> None:
         """All resources and subscription facts of a message, as held of a stream."""
         for section in state.host_resources.values():

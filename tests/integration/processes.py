@@ -1,48 +1,32 @@
 """The system as processes, each started by the command that a user would type.
 
-Every process ends with the test process, however that ends (see `goalstate.bus.process`).
+A system is a region of the test kit with one publisher and fleets of hosts. Every process ends with
+the test process, however that ends (see `goalstate.bus.process`).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from goalstate.bus.brokers import Broker
 from goalstate.bus.process import Child
-from goalstate.cli import comparison, inspection, northbound
+from goalstate.cli import comparison, inspection
 from goalstate.cli.held import Held
 from goalstate.cli.northbound import DataPlaneManager
 from goalstate.cli.output import Output
-from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.streams import StreamId
-from goalstate.gs.topics import Topics
+from goalstate.testkit import Agents, Dpm, Region
+from goalstate.testkit import until as kit_until
+from goalstate.testkit.process import BOUND, command, environment
 
-#: Seconds within which a process must be ready, or a condition come: a bound, not a wait.
-BOUND = 60.0
-_LOOK = 0.02
-_numbers = itertools.count(1)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Ours, without the settings of whoever runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GOALSTATE")}
-    return {**kept, **more}
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "goalstate.cli", *map(str, arguments)]
+__all__ = ["BOUND", "Ran", "System", "command", "environment", "run", "until"]
 
 
 class Ran(NamedTuple):
@@ -74,11 +58,7 @@ def run(*arguments: object, stdin: bytes = b"") -> Ran:
 
 def until(condition: Callable[[], object], what: str) -> Any:
     """Wait for a condition, and give what it was; fails, naming it, if it does not come."""
-    end = time.monotonic() + BOUND
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {BOUND} s: {what}"
-        time.sleep(_LOOK)
-    return found
+    return kit_until(condition, what)
 
 
 class System:
@@ -87,42 +67,32 @@ class System:
     def __init__(self, broker: Broker, directory: Path) -> None:
         self.broker = broker
         self.directory = directory
-        self.region = f"test-{os.getpid()}-{next(_numbers)}"
-        self.topics = Topics(f"persistent://goalstate/{self.region}")
+        self.kit = Region(broker, directory)
+        self.region = self.kit.name
+        self.topics = self.kit.topics
+        self.agents = Agents(self.kit)
         self.sent: list[intent_pb2.Intent] = []
-        self.dpm: Child | None = None
-        self.listen = ""
+        self.publisher: Dpm | None = None
         self.fleets: dict[str, Child] = {}
-        self._stack = ExitStack()
-        self._client: DataPlaneManager | None = None
-        self._connection = ExitStack()
 
     def __enter__(self) -> System:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._connection.close()
-        self._stack.close()
+        if self.publisher is not None:
+            self.publisher.close()
+        self.kit.close()
 
     # --- processes ---
 
     def start(self, name: str, *arguments: object, **settings: str) -> tuple[Child, dict[str, Any]]:
         """Start a command that stays, and wait until it says where it serves."""
-        ready = self.directory / f"{name}-{next(_numbers)}.ready"
-        child = Child(
-            command(*arguments, "--ready-file", ready),
-            what=name,
-            log=ready.with_suffix(".log"),
-            env=environment(**settings),
-        )
-        self._stack.callback(child.stop)
-        child.await_ready(ready.exists, lambda text: None)
-        facts: dict[str, Any] = json.loads(ready.read_text("utf-8"))
-        return child, facts
+        process = self.kit.start(name, *arguments, **settings)
+        return process.child, process.facts
 
     @property
     def common(self) -> list[str]:
-        return ["--broker", self.broker.url, "--region", self.region, "--metrics-port", "0"]
+        return self.kit.common
 
     @property
     def serve(self) -> list[str]:
@@ -130,57 +100,55 @@ class System:
         admin = ["--admin-url", self.broker.admin_url] if self.broker.admin_url else []
         return ["dpm", "serve", *self.common, *admin, "--listen", "127.0.0.1:0"]
 
+    @property
+    def dpm(self) -> Child | None:
+        return self.publisher.process.child if self.publisher is not None else None
+
+    @property
+    def listen(self) -> str:
+        return self._dpm.address
+
     def start_dpm(self) -> None:
-        self.dpm, facts = self.start("dpm", *self.serve)
-        self.listen = facts["listen"]
-        self._connection.close()
-        self._client = self._connection.enter_context(northbound.connect(self.listen))
+        if self.publisher is None:
+            self.publisher = Dpm(self.kit)
+            self.publisher.accepted = self.sent
+        else:
+            self.publisher.restart()
 
     def stop_dpm(self) -> None:
-        assert self.dpm is not None
-        self.dpm.stop()
+        self._dpm.stop()
 
     def kill_dpm(self) -> None:
-        assert self.dpm is not None
-        self.dpm.kill()
+        self._dpm.kill()
 
     def start_fleet(self, hosts: int, first: int = 0) -> None:
         """Hosts that report often, so that who asks a new publisher need not wait for them."""
-        name = f"fleet-{first}"
-        arguments = ["agent", "run", *self.common, "--inspect", "127.0.0.1:0"]
-        arguments += ["--hosts", str(hosts), "--first", str(first), "--group-size", "4"]
-        self.fleets[name], _ = self.start(name, *arguments, GOALSTATE_AGENT_LEASE_S="3")
+        fleet = self.agents.start(hosts, first=first, register=False, lease_s=3)
+        self.fleets[f"fleet-{first}"] = fleet.process.child
 
     # --- the publisher ---
 
     @property
+    def _dpm(self) -> Dpm:
+        assert self.publisher is not None
+        return self.publisher
+
+    @property
     def client(self) -> DataPlaneManager:
-        assert self._client is not None
-        return self._client
+        return self._dpm.client
 
     def apply(self, intents: Iterable[Intent]) -> api.ApplyReply:
         """Have intents accepted; gives the last answer."""
-        messages = [intent_codec.to_proto(intent) for intent in intents]
-        for message, reply in zip(messages, self.client.apply(messages), strict=True):
-            assert not reply.violations, reply
-            self.sent.append(message)
-        return reply
+        return self._dpm.apply(*intents)
 
     def converged(self, **target: Any) -> api.WaitReply:
         """Wait for a change, a VPC or all; it must converge."""
-        request = api.WaitRequest(timeout_s=BOUND, **(target or {"all": True}))
-        reply = self.client.wait(request)
-        assert reply.converged, reply
-        return reply
+        vpc, change = target.get("vpc_id", ""), target.get("change", 0)
+        return self._dpm.wait(vpc=vpc, change=change)
 
     def all_live(self) -> None:
         """Wait until the publisher, which may be new, has heard of every host."""
-
-        def live() -> bool:
-            status = self.client.status()
-            return not status.hosts_never_reported and not status.hosts_expired
-
-        until(live, "every host is live")
+        self._dpm.await_live()
 
     def check(self) -> comparison.Comparison:
         """Every host holds what follows from the accepted intents, by other code than ours."""

@@ -19,7 +19,6 @@ import pytest
 from typer.testing import CliRunner
 
 from goalstate.bus.brokers import Broker
-from goalstate.bus.errors import BrokerFailed
 from goalstate.cli import inspection
 from goalstate.cli.app import app
 from goalstate.cli.held import Held
@@ -32,6 +31,7 @@ from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import Mark, StreamId, vpc_stream
+from goalstate.testkit import ProcessFailed
 from tests.integration.processes import BOUND, Ran, System, environment, run, until
 
 HOSTS = 4
@@ -558,7 +558,7 @@ def test_a_log_that_somebody_wrote_to_is_not_served(
         one.apply([network(1, "v")._replace(ports=())])
         one.stop_dpm()
         stranger.send(one.topics.intent_log, b"hello", {})
-        with pytest.raises(BrokerFailed, match=r"message \d+ of the intent log .*has no property"):
+        with pytest.raises(ProcessFailed, match=r"message \d+ of the intent log .*has no property"):
             one.start_dpm()
         ran = run(*one.serve)
         assert "the DPM cannot go on: message" in ran.err.replace("\n", " ")

@@ -14,13 +14,13 @@ import pytest
 
 from goalstate.bus import brokers
 from goalstate.bus.brokers import Broker
-from goalstate.cli.errors import Unreachable
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.resources import Kind
 from goalstate.scale import generate
 from goalstate.scale.generate import Region
+from goalstate.testkit import NotAnswered
 from tests.integration.processes import System, run, until
 
 REGION = Region(hosts=10, vpcs=(40, 12, 6), seed=7, group_size=4)
@@ -221,5 +221,5 @@ def accepted(one: System) -> api.ApplyReply | None:
     """The answer to one more port; None while the publisher cannot take it."""
     try:
         return one.apply([Intent(ports=(new_port(1, 0),))])
-    except Unreachable:
+    except NotAnswered:
         return None

@@ -1,0 +1,3 @@
+"""Enables the test kit of goalstate."""
+
+pytest_plugins = ["goalstate.testkit"]
