@@ -36,4 +36,12 @@ class Program(NamedTuple):
     operations: Sequence[Resource]
 
 
+class Refusal(NamedTuple):
+    """Why a data plane did not do an operation of a program."""
+
+    reason: str
+    #: It may do it when it is asked again; else it never will.
+    transient: bool = False
+
+
 Action = Follow | Unfollow | Program

@@ -41,14 +41,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, Refusal, Unfollow
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
 from goalstate.agent.programming import Programming
+from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state import Journal, StoredStream, restored
 from goalstate.agent.stream import Fault, Place, Reading, Stream
 from goalstate.gs.envelope import MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
 from goalstate.gs.topics import Topics
@@ -65,6 +67,8 @@ class HostSettings(NamedTuple):
     pending_deadline_ns: int = 30 * SECOND_NS
     #: Operations in one program.
     program_limit: int = 4096
+    #: Of what the data plane refuses for now.
+    retry: RetryPolicy = RetryPolicy()
 
 
 class HostCore:
@@ -88,10 +92,12 @@ class HostCore:
         self.counters = counters if counters is not None else Counters()
         self.streams: dict[StreamId, Stream] = {}
         self.programming = Programming(
+            host,
             self.streams,
             self.counters,
             limit=settings.program_limit,
             pending_deadline_ns=settings.pending_deadline_ns,
+            retry=settings.retry,
             references=not counting,
         )
         #: When `tick` has something to do next; None: nothing.
@@ -188,7 +194,7 @@ class HostCore:
                 self._wake_at(stream.reread_ns)
         return self._done(now)
 
-    def programmed(self, number: int, refused: Mapping[int, str], now: int) -> list[Action]:
+    def programmed(self, number: int, refused: Mapping[int, Refusal], now: int) -> list[Action]:
         """A program is done. `refused`: place among its operations → why that one is not."""
         if not self._under_way or number != self._program:
             return []
@@ -227,6 +233,11 @@ class HostCore:
         self.changed.clear()
         self.dropped.clear()
         self.exceptions_changed = False
+
+    def dead_letters(self, limit: int) -> list[agent_pb2.DeadLetter]:
+        """What was refused for good and is to be told, of about `limit` bytes at the most."""
+        programming = self.programming
+        return programming.letters.take(self.host, self.streams, programming.exceptions, limit)
 
     def exceptions(self) -> Iterator[tuple[StreamId, int, str, Fault]]:
         """All that is not applied, and why: stream, number of the kind, id, fault.
@@ -341,6 +352,11 @@ class HostCore:
                 if self.journal is not None and (taken is None or taken or group.deletion):
                     self.journal.touched(stream.id, group.kind, group.ids)
                 self._want(stream, group, taken, previous, now)
+                if group.deletion and self.programming.exceptions:
+                    # What is gone already may be wanted gone again: the data plane refused it.
+                    for id_ in group.ids:
+                        if not taken or id_ not in taken:
+                            self.programming.again(stream, group.kind, id_, now)
         self.counters.out_of_order += reading.out_of_order - out_of_order
         if content.malformed or reading.malformed:
             self.exceptions_changed = True
@@ -400,6 +416,8 @@ class HostCore:
         assert new is not None
         stream.live, stream.shadow = new, None
         previous = old.mark
+        # When what the shadow brings was published is not known.
+        published_ns, stream.published_ns = stream.published_ns, 0
         for kind in sorted(old.held.keys() | new.held.keys()):
             before, after = old.held.get(kind, {}), new.held.get(kind, {})
             gone = [r for id_, r in before.items() if id_ not in after]
@@ -411,6 +429,7 @@ class HostCore:
                 fresh = before.keys().isdisjoint(group.ids)
                 olds = None if fresh else {id_: before.get(id_) for id_ in group.ids}
                 self._want(stream, group, olds, previous, now)
+        stream.published_ns = published_ns
         if old.unread or new.unread or old.malformed or new.malformed:
             self.exceptions_changed = True
         self.changed[stream.id] = None
@@ -553,6 +572,9 @@ class HostCore:
                 elif self.streams.get(stream.id) is stream and not any(stream.unsettled.values()):
                     del self.streams[stream.id]
             programming.touched.clear()
+        if programming.revoked:
+            self.changed.update(dict.fromkeys(programming.revoked))
+            programming.revoked.clear()
         if programming.cleared:
             for stream in programming.cleared.values():
                 # Only now all up to the watermark is applied.

@@ -50,6 +50,12 @@ class Counters:
     out_of_order: int = 0
     applied: Counter[Kind] = field(default_factory=Counter)
     refused: int = 0
+    #: Programmings of what the data plane had refused for now.
+    retries: int = 0
+    #: Refusals written to the topic of dead letters.
+    dead_letters: int = 0
     programs: int = 0
     reports: int = 0
     delays: Delays = field(default_factory=Delays)
+    #: The same, of each change that took a permission away.
+    revocations: Delays = field(default_factory=Delays)

@@ -12,7 +12,7 @@ Laws:
 2.  Reports are gathered: the news of all hosts until none came for the report delay become one
     message; where they keep coming, at the latest after `reporting.GATHER_DELAYS` of it. A host
     says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
-    a report was lost.
+    a report was lost. What was refused for good is told once (`dead_letters`, `posting`).
 3.  Fail static: without a broker, hosts keep what they have, and try again.
 4.  With a state file, what hosts hold is stored some time after it came (`storing`), and is where
     they begin.
@@ -34,6 +34,7 @@ from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.counters import Counters
 from goalstate.agent.dataplanes import DataPlane, Refused
 from goalstate.agent.decoding import Decoder
+from goalstate.agent.posting import Posting
 from goalstate.agent.readers import Readers
 from goalstate.agent.reporting import Reports
 from goalstate.agent.reports import Reporter
@@ -62,6 +63,8 @@ class FleetSettings(NamedTuple):
     #: Topic on which this process reports.
     report_topic: str
     clock_id: str
+    #: Topic on which it tells what data planes refused for good; empty: nowhere.
+    dead_letter_topic: str = ""
     lease_s: float = 30.0
     report_delay_s: float = 0.005
     open_readers_at_a_time: int = 256
@@ -121,6 +124,8 @@ class Host:
             fleet.waking[self] = None
         if core.dirty:
             fleet.reports.dirty(self)
+        if core.programming.letters:
+            fleet.posting.waiting(core)
 
     def _program(self, program: Program, todo: deque[Action]) -> None:
         at_once = True
@@ -186,6 +191,9 @@ class Fleet:
             lease_s=settings.lease_s,
             delay_s=settings.report_delay_s,
         )
+        self.posting = Posting(
+            bus, settings.dead_letter_topic, self.counters, delay_s=settings.report_delay_s
+        )
         self._timer: asyncio.Task[None] | None = None
         self._state = state
         self._storing: Storing | None = None
@@ -217,6 +225,7 @@ class Fleet:
         await self.readers.close()
         if self._storing is not None:
             await self._storing.stop()
+        await self.posting.stop()
         await self.reports.stop()
 
     async def _tick(self) -> None:
