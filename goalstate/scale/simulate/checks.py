@@ -200,7 +200,7 @@ def check_wait(
     to it had what was wanted before it left; one that is misled by a former publisher is so until
     the new one says more. Raises Violation.
     """
-    stream, mark, _ = requirement
+    stream, mark, *_ = requirement
     hosts = {
         host
         for host, subscribed in concerned.items()

@@ -705,8 +705,9 @@ class HostException(_message.Message):
     """where the host met it"""
     sequence: _builtins.int
     type: _builtins.int
-    """as in ResourceName; 0: it is of the stream"""
+    """as in ResourceName"""
     id: _builtins.str
+    """empty: it is of the stream, or of a message of it"""
     revision: _builtins.int
     why: Global___Straggler.Why.ValueType
     reason: _builtins.str
