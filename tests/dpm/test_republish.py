@@ -16,6 +16,8 @@ from goalstate.gs import digest as digests
 from goalstate.gs.derivation import Key
 from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Deletion, Intent, ObjectKind, Protocol, Rule, SecurityGroup
+from goalstate.gs.packing import unpack
+from goalstate.gs.pb.alcor.schema.goalstate_pb2 import GoalStateV2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1.intent_pb2 import ResourceName
@@ -71,17 +73,16 @@ def test_a_port_that_is_published_again_is_for_its_host_only() -> None:
 
 
 def test_a_deletion_can_be_published_again() -> None:
-    core, readings, id_ = built()
-    readings.read(
-        accept(core, Intent(deletes=(Deletion(ObjectKind.PORT, id_, True),))).publications
-    )
-    digest = core.streams[core.memory.records[Key(Kind.NEIGHBOR, id_)].stream].digest
-    revision = core.memory.records[Key(Kind.NEIGHBOR, id_)].revision
-    accepted = again(core, Key(Kind.NEIGHBOR, id_))
-    readings.read(accepted.publications)
-    record = core.memory.records[Key(Kind.NEIGHBOR, id_)]
-    assert (record.revision, record.hash) == (revision + 1, 0)
-    assert core.streams[record.stream].digest == digest
+    core, _, id_ = built()
+    accept(core, Intent(deletes=(Deletion(ObjectKind.PORT, id_, True),)))
+    key = Key(Kind.NEIGHBOR, id_)
+    before = core.memory.records[key]
+    digest = core.streams[before.stream].digest
+    (publication,) = again(core, key).publications
+    ((resource, _),) = unpack(GoalStateV2.FromString(publication.payload))
+    assert (resource.id, resource.revision, resource.deleted) == (id_, before.revision + 1, True)
+    assert core.memory.records[key] == before._replace(revision=before.revision + 1)
+    assert core.streams[before.stream].digest == digest
 
 
 def test_what_never_was_is_left_out() -> None:

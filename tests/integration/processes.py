@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from goalstate.bus.brokers import Broker
@@ -144,12 +145,17 @@ class System:
         assert self.dpm is not None
         self.dpm.kill()
 
-    def start_fleet(self, hosts: int, first: int = 0) -> None:
-        """Hosts that report often, so that who asks a new publisher need not wait for them."""
+    def start_fleet(
+        self, hosts: int, first: int = 0, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Hosts that report often, so that who asks a new publisher need not wait for them.
+
+        `settings`: their environment.
+        """
         name = f"fleet-{first}"
         arguments = ["agent", "run", *self.common, "--inspect", "127.0.0.1:0"]
         arguments += ["--hosts", str(hosts), "--first", str(first), "--group-size", "4"]
-        self.fleets[name], _ = self.start(name, *arguments, GOALSTATE_AGENT_LEASE_S="3")
+        self.fleets[name], _ = self.start(name, *arguments, GOALSTATE_AGENT_LEASE_S="3", **settings)
 
     # --- the publisher ---
 
