@@ -117,6 +117,7 @@ async def run(
                     topics,
                     pending_deadline_ns=int(config.pending_deadline_s * SECOND_NS),
                     program_limit=config.program_limit,
+                    audit_interval_ns=int(config.audit_interval_s * SECOND_NS),
                     retry=RetryPolicy(
                         config.retry_attempts,
                         int(config.retry_delay_s * SECOND_NS),

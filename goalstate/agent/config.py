@@ -61,6 +61,12 @@ class AgentConfig(BaseSettings):
     model: ModelConfig = ModelConfig()
     program_limit: int = Field(default=4096, ge=1, description="operations in one program")
     pending_deadline_s: float = Field(default=30.0, gt=0, le=86400)
+    audit_interval_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86400,
+        description="all that hosts and data planes hold is looked at once in it; 0: never",
+    )
     retry_attempts: int = Field(
         default=8, ge=1, le=1000, description="at what the data plane refuses for now, in all"
     )

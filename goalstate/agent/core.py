@@ -41,7 +41,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from goalstate.agent.actions import Action, Follow, Program, Refusal, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Refusal, Unfollow
+from goalstate.agent.audit import Audit
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
 from goalstate.agent.programming import Programming
@@ -69,6 +70,8 @@ class HostSettings(NamedTuple):
     program_limit: int = 4096
     #: Of what the data plane refuses for now.
     retry: RetryPolicy = RetryPolicy()
+    #: Within which all is looked at once, see `audit`; 0: nothing ever is.
+    audit_interval_ns: int = 0
 
 
 class HostCore:
@@ -99,6 +102,12 @@ class HostCore:
             pending_deadline_ns=settings.pending_deadline_ns,
             retry=settings.retry,
             references=not counting,
+        )
+        interval_ns = settings.audit_interval_ns
+        self._audit = (
+            Audit(host, self.streams, self.programming, self.counters, interval_ns)
+            if interval_ns
+            else None
         )
         #: When `tick` has something to do next; None: nothing.
         self.wakeup: int | None = None
@@ -131,6 +140,8 @@ class HostCore:
                 self.journal.moved(stream_id)
         # Nothing of it is followed any more.
         self._stored = {}
+        if self._audit is not None:
+            self._audit.start(now)
         return self._done(now)
 
     def receive(
@@ -202,6 +213,18 @@ class HostCore:
         self.programming.programmed(refused, now)
         return self._done(now)
 
+    def read_back(
+        self, number: int, kind: Kind, table: Mapping[str, bytes] | None, now: int
+    ) -> list[Action]:
+        """The data plane holds these payloads of a kind, by id. None: it cannot be read back."""
+        if self._audit is None:
+            return []
+        if number == self._program and not self._under_way:
+            self._audit.read_back(kind, table, now)
+        else:
+            self._audit.lost(now)
+        return self._done(now)
+
     def tick(self, now: int) -> list[Action]:
         """Do what is due. To be called when `wakeup` has come; earlier is harmless."""
         if self.wakeup is None or now < self.wakeup:
@@ -219,6 +242,9 @@ class HostCore:
             self._wake_at(stream.reread_ns)
             self._wake_at(stream.resync_ns)
         self.programming.expire(now)
+        audit = self._audit
+        if audit is not None and audit.due_ns is not None and audit.due_ns <= now:
+            self._look(audit, now)
         return self._done(now)
 
     # --- what it holds ---
@@ -246,6 +272,8 @@ class HostCore:
         """
         for (stream_id, kind, id_), fault in self.programming.exceptions.items():
             yield stream_id, int(kind), id_, fault
+        for (kind, id_), fault in self.programming.strays.items():
+            yield self.inbox, int(kind), id_, fault
         for stream in self.streams.values():
             for (number, id_), fault in stream.live.malformed.items():
                 yield stream.id, number, id_, fault
@@ -291,6 +319,8 @@ class HostCore:
         if content is not None:
             self._take(stream, reading, content, previous, now)
         agrees = content is None or reading.agrees(envelope)
+        if stream.id.kind is not StreamKind.INBOX:
+            reading.expected = reading.digest if agrees and content is not None else None
         if (
             agrees
             and content is not None
@@ -427,7 +457,7 @@ class HostCore:
             came = [r for id_, r in after.items() if before.get(id_) != r]
             for group in grouped(came, stream.id):
                 fresh = before.keys().isdisjoint(group.ids)
-                olds = None if fresh else {id_: before.get(id_) for id_ in group.ids}
+                olds = None if fresh else {r.id: _known(before, r) for r in group.resources}
                 self._want(stream, group, olds, previous, now)
         stream.published_ns = published_ns
         if old.unread or new.unread or old.malformed or new.malformed:
@@ -435,6 +465,16 @@ class HostCore:
         self.changed[stream.id] = None
         if self.journal is not None:
             self.journal.replaced(stream.id)
+
+    def _look(self, audit: Audit, now: int) -> None:
+        """Look at some of what is held and programmed, whether it is what it was."""
+        drifted, kind = audit.step(now, busy=self._under_way)
+        for stream in drifted:
+            stream.disagreements, stream.disagreed = 1, ORIGIN
+            self.exceptions_changed = True
+            self._resync(stream, now)
+        if kind is not None:
+            self._actions.append(ReadBack(self._program, kind))
 
     def _want(
         self,
@@ -586,12 +626,20 @@ class HostCore:
             programming.exceptions_changed = False
             self.exceptions_changed = True
         self._wake_at(programming.deadline_ns)
+        if self._audit is not None:
+            self._wake_at(self._audit.due_ns)
         actions, self._actions = self._actions, []
         return actions
 
     def _wake_at(self, when: int | None) -> None:
         if when is not None and (self.wakeup is None or when < self.wakeup):
             self.wakeup = when
+
+
+def _known(before: Mapping[str, Resource], resource: Resource) -> Resource | None:
+    """What was held before a resource; None if it cannot have been: it has the same revision."""
+    old = before.get(resource.id)
+    return None if old is not None and old.revision == resource.revision else old
 
 
 def _delay(failures: int) -> int:

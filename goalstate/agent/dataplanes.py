@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import xxhash
 
@@ -40,6 +40,15 @@ _SUMMED = 64
 class DataPlane(Protocol):
     def program(self, operations: Sequence[Resource], done: Done) -> None:
         """Do the operations in their order, then call `done`, once."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A data plane that can say what it holds."""
+
+    def read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
+        """Call `done`, once, with the payloads of a kind by id, good until it returns."""
         ...
 
 
@@ -81,6 +90,9 @@ class MemoryDataPlane:
             else:
                 tables[kind].pop(id_, None)
         done({})
+
+    def read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
+        done(self.tables[kind])
 
     def local_subnets(self) -> set[str]:
         """The subnets in which the host has ports."""
@@ -201,6 +213,9 @@ class ModelledDataPlane:
     def program(self, operations: Sequence[Resource], done: Done) -> None:
         seconds = self._model.seconds(len(operations), self._random)
         self._later(seconds, partial(self._finish, operations, done))
+
+    def read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
+        self._later(self._model.program_ms / 1e3, partial(self.table.read_back, kind, done))
 
     def _finish(self, operations: Sequence[Resource], done: Done) -> None:
         refused = self._still(operations, self._model.refused(operations))

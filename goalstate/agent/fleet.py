@@ -24,15 +24,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
 
-from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Unfollow
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.counters import Counters
-from goalstate.agent.dataplanes import DataPlane, Refused
+from goalstate.agent.dataplanes import DataPlane, Readable, Refused
 from goalstate.agent.decoding import Decoder
 from goalstate.agent.posting import Posting
 from goalstate.agent.readers import Readers
@@ -116,6 +116,8 @@ class Host:
             action = todo.popleft()
             if isinstance(action, Program):
                 self._program(action, todo)
+            elif isinstance(action, ReadBack):
+                self._read_back(action, todo)
             elif isinstance(action, Follow):
                 fleet.readers.follow(self, action)
             elif isinstance(action, Unfollow):
@@ -138,6 +140,22 @@ class Host:
                 self.perform(actions)
 
         self.data_plane.program(program.operations, done)
+        at_once = False
+
+    def _read_back(self, wanted: ReadBack, todo: deque[Action]) -> None:
+        at_once = True
+
+        def done(table: Mapping[str, bytes] | None) -> None:
+            actions = self.core.read_back(wanted.number, wanted.kind, table, time.time_ns())
+            if at_once:
+                todo.extend(actions)
+            elif not self.fleet.stopping:
+                self.perform(actions)
+
+        if isinstance(self.data_plane, Readable):
+            self.data_plane.read_back(wanted.kind, done)
+        else:
+            done(None)
         at_once = False
 
 

@@ -78,10 +78,17 @@ class FleetMetrics(Collector):
             ("digest_mismatches", "Times that a digest differed.", counters.mismatches),
             ("corrupted_messages", "Messages with a wrong checksum.", counters.corrupted),
             ("reports", "Reports of hosts sent.", counters.reports),
+            ("audits", "Rounds of audits of hosts.", counters.audits),
             ("retries", "Programmings of what was refused for now.", counters.retries),
             ("dead_letters", "Refusals written as dead letters.", counters.dead_letters),
         ):
             yield CounterMetricFamily(PREFIX + name, text, number)
+        yield _counter(
+            "drifts",
+            "Differences that audits found, by what was not as it had been.",
+            "where",
+            dict(counters.drifts),
+        )
         yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", fleet.readers.open)
 
 

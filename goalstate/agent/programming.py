@@ -19,7 +19,9 @@ Laws:
     again by itself: a newer revision is, or the same after the stream brought it to the data
     plane's knowledge anew. An exception stands until the resource is applied or gone, also while a
     newer revision, or another attempt, is on its way.
-7.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
+7.  What the data plane turns out not to hold as it was applied is programmed again, and what it
+    holds that nobody wants is deleted (`audit`). Both are exceptions until that is done.
+8.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
     its next change is pending. (A publisher that keeps the order never does this.)
 
 The wanted state is what the streams hold (`Stream.live.held`). A `Change` stands for the difference
@@ -43,12 +45,13 @@ from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.stream import Fault, Stream
 from goalstate.gs import ordering
 from goalstate.gs.resources import Kind, Resource
-from goalstate.gs.streams import Mark, StreamId
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
 _REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
 _REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _NOTHING: Mapping[str, Resource] = {}
 _WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
+_DRIFT = "DRIFT: the data plane does not hold what was applied"
 _EXCEPTIONS = (State.PENDING, State.REFUSED, State.RETRYING)
 
 
@@ -87,6 +90,11 @@ class Programming:
         self._flights: list[_Flight] = []
         self._deadlines: list[tuple[int, int, Change]] = []
         self._ties = 0
+        #: What the data plane holds and nobody wants, and why it still does; and which of it is to
+        #: be deleted next, and just now.
+        self.strays: dict[tuple[Kind, str], Fault] = {}
+        self._strays_due: list[tuple[Kind, str]] = []
+        self._strays_flying: list[tuple[Kind, str]] = []
         #: What is not applied and why, by stream, kind and id.
         self.exceptions: dict[tuple[StreamId, Kind, str], Fault] = {}
         #: Streams of which something was settled since this was last emptied.
@@ -245,6 +253,42 @@ class Programming:
                 # As long as it has not happened, that is since when it should have.
                 change.since_ns = earlier.since_ns or change.since_ns
         stream.unsettled[change.kind][id_] = change
+
+    # --- what the data plane does not hold as it should ---
+
+    def drifted(self, stream: Stream, kind: Kind, id_: str, now: int) -> None:
+        """The data plane does not hold something as it was applied. It must be settled."""
+        change = Change(stream, kind, [id_], _NOTHING, ORIGIN)
+        change.mark = None
+        stream.unsettled.setdefault(kind, {})[id_] = change
+        self._except(change, State.PENDING, f"{_DRIFT}; it is programmed again", now)
+        self._evaluate(change, now)
+
+    def stray(self, kind: Kind, id_: str) -> None:
+        """The data plane holds something that does not concern this host."""
+        self.strays[kind, id_] = Fault(True, f"{_DRIFT}; it is deleted", 0, ORIGIN)
+        self._strays_due.append((kind, id_))
+        self.exceptions_changed = True
+
+    def concerns(self, kind: Kind, id_: str) -> bool:
+        """Is it wanted, or on its way in or out?"""
+        return any(
+            id_ in one.live.held.get(kind, {}) or id_ in one.unsettled.get(kind, {})
+            for one in self._streams.values()
+        )
+
+    def _stray_operations(self) -> list[Resource]:
+        """Deletions of what is still of no concern. They have a program of their own."""
+        due, self._strays_due = self._strays_due[: self._limit], self._strays_due[self._limit :]
+        for kind, id_ in due:
+            if self.concerns(kind, id_):
+                self._stray_gone(kind, id_)
+            else:
+                self._strays_flying.append((kind, id_))
+        return [Resource(kind, id_, 0, b"") for kind, id_ in self._strays_flying]
+
+    def _stray_gone(self, kind: Kind, id_: str) -> None:
+        self.exceptions_changed |= self.strays.pop((kind, id_), None) is not None
 
     # --- where a change goes ---
 
@@ -427,14 +471,16 @@ class Programming:
         A resource without a payload is a deletion.
         """
         operations: list[Resource] = []
-        if self._flights or not self._backlog:
+        if self._flights or self._strays_flying:
             return operations
-        while len(operations) < self._limit:
+        while self._backlog and len(operations) < self._limit:
             change = self._backlog.take(deletions=not self._blocked)
             if change is None:
                 break
             self._split(change, self._limit - len(operations))
             operations.extend(self._launch(change))
+        if not operations and self._strays_due:
+            operations = self._stray_operations()
         if operations:
             self._counters.programs += 1
         return operations
@@ -466,6 +512,15 @@ class Programming:
 
     def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
         """The program under way is done, but for the refused operations: place in it → why."""
+        strays, self._strays_flying = self._strays_flying, []
+        for place, (kind, id_) in enumerate(strays):
+            refusal = refused.get(place)
+            if refusal is None:
+                self._stray_gone(kind, id_)
+            elif (kind, id_) in self.strays:
+                reason = f"{_DRIFT}; to delete it was refused: {refusal.reason}"
+                self.strays[kind, id_] = Fault(False, reason, 0, ORIGIN)
+                self.exceptions_changed = True
         flights, self._flights = self._flights, []
         offset = 0
         for flight in flights:

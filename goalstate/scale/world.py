@@ -57,7 +57,7 @@ class _Host:
                 self._open(action)
             elif isinstance(action, Unfollow):
                 self._close(action.stream)
-            else:
+            elif isinstance(action, Program):
                 self._program(action)
 
     def stop(self) -> None:

@@ -64,9 +64,15 @@ class FleetRig:
         open_at_a_time: int = 256,
         pending_deadline_s: float = 30,
         state: StateFile | None = None,
+        audit_s: float = 0,
     ) -> AsyncIterator[Fleet]:
         settings = FleetSettings(
-            HostSettings(TOPICS, int(pending_deadline_s * 1e9), limit),
+            HostSettings(
+                TOPICS,
+                int(pending_deadline_s * 1e9),
+                limit,
+                audit_interval_ns=int(audit_s * 1e9),
+            ),
             TOPICS.reports(0),
             "clock-1",
             TOPICS.dead_letters(0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from goalstate.agent.actions import Action, Follow, Program, Refusal, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Refusal, Unfollow
 from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
@@ -287,6 +287,7 @@ class Rig:
         deadline_s: float = 30,
         limit: int = 4096,
         attempts: int = 8,
+        audit_s: float = 0,
         stored: Iterable[StoredStream] = (),
     ) -> None:
         """`beside` another one: on its broker, with its publishers. It begins with `stored`."""
@@ -294,7 +295,13 @@ class Rig:
         self.broker: MemoryBroker = (
             beside.broker if beside else MemoryBroker(lambda: self.now, faults or Faults())
         )
-        settings = HostSettings(TOPICS, int(deadline_s * 1e9), limit, retry=RetryPolicy(attempts))
+        settings = HostSettings(
+            TOPICS,
+            int(deadline_s * 1e9),
+            limit,
+            retry=RetryPolicy(attempts),
+            audit_interval_ns=int(audit_s * 1e9),
+        )
         self.core = HostCore(host, INBOX, settings, counting=counting, journal=Journal())
         self.reporter = Reporter(self.core, incarnation=7, lease_s=30)
         self.plane = MemoryDataPlane()
@@ -304,6 +311,9 @@ class Rig:
         self.refuse: set[str] = set()
         #: Ids that it refuses for now.
         self.busy: set[str] = set()
+        #: Can the data plane be read back, and of which kinds it was.
+        self.readable = True
+        self.read_backs: list[Kind] = []
         #: Programs wait for `finish` as long as this is True.
         self.slow = False
         self.waiting: list[Program] = []
@@ -358,6 +368,10 @@ class Rig:
             elif isinstance(action, Unfollow):
                 if action.stream in self.readers:
                     self.broker.detach(self.readers.pop(action.stream))
+            elif isinstance(action, ReadBack):
+                self.read_backs.append(action.kind)
+                table = self.plane.tables[action.kind] if self.readable else None
+                todo += self.core.read_back(action.number, action.kind, table, self.now)
             else:
                 self.programs.append(action.operations)
                 if self.slow:

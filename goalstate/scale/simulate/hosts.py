@@ -126,7 +126,7 @@ class Agent:
                 self._open(action, 0)
             elif isinstance(action, Unfollow):
                 self._close(action.stream)
-            else:
+            elif isinstance(action, Program):
                 self._program(action)
         self._wake()
         if self.core.dirty:
