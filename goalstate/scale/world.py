@@ -118,7 +118,7 @@ class World:
             chunk_bytes=settings.chunk_bytes,
         )
         self.core.begin_epoch(1)
-        self.convergence = Convergence(self.core.follows)
+        self.convergence = Convergence(self.core.follows, self.core.digest_at)
         self.hosts: dict[str, _Host] = {}
         #: How often the agent of each host was started.
         self._starts = Counter[str]()
