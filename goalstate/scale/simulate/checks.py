@@ -370,3 +370,7 @@ def check_hosts(
                 if said.get((kind, id_)) != agent.programmed.get((kind, id_))
             )
             raise Violation(f"{name}: its data plane differs in {odd}")
+        if any(core.counters.drifts.values()):
+            raise Violation(
+                f"{name}: its audit found {dict(core.counters.drifts)}, and all is well"
+            )
