@@ -229,12 +229,8 @@ class Audit:
             if room <= 0:
                 return
         self._work = None
-        if work.table.keys() <= work.wanted:
-            return
-        for id_ in work.table.keys() - work.wanted:
-            if not self._programming.concerns(work.kind, id_):
-                self._counters.drifts["data_plane"] += 1
-                self._programming.stray(work.kind, id_)
+        odd = work.table.keys() - work.wanted
+        self._counters.drifts["data_plane"] += self._programming.strays.found(work.kind, odd)
 
     def _is_settled(self, stream: Stream, resource: Resource) -> bool:
         """Is it as it was, applied, and this stream's alone?"""

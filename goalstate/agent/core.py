@@ -272,7 +272,7 @@ class HostCore:
         """
         for (stream_id, kind, id_), fault in self.programming.exceptions.items():
             yield stream_id, int(kind), id_, fault
-        for (kind, id_), fault in self.programming.strays.items():
+        for (kind, id_), fault in self.programming.strays.exceptions.items():
             yield self.inbox, int(kind), id_, fault
         for stream in self.streams.values():
             for (number, id_), fault in stream.live.malformed.items():
@@ -622,8 +622,8 @@ class HostCore:
                     stream.applied_ns = now
                     self.changed[stream.id] = None
             programming.cleared.clear()
-        if programming.exceptions_changed:
-            programming.exceptions_changed = False
+        if programming.exceptions_changed or programming.strays.changed:
+            programming.exceptions_changed = programming.strays.changed = False
             self.exceptions_changed = True
         self._wake_at(programming.deadline_ns)
         if self._audit is not None:

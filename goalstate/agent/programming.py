@@ -42,6 +42,7 @@ from goalstate.agent.counters import Counters
 from goalstate.agent.dead_letters import DeadLetters
 from goalstate.agent.decoding import Group, Needs, Reference
 from goalstate.agent.retry import RetryPolicy
+from goalstate.agent.strays import DRIFT, Strays
 from goalstate.agent.stream import Fault, Stream
 from goalstate.gs import ordering
 from goalstate.gs.resources import Kind, Resource
@@ -51,7 +52,6 @@ _REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
 _REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _NOTHING: Mapping[str, Resource] = {}
 _WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
-_DRIFT = "DRIFT: the data plane does not hold what was applied"
 _EXCEPTIONS = (State.PENDING, State.REFUSED, State.RETRYING)
 
 
@@ -90,11 +90,7 @@ class Programming:
         self._flights: list[_Flight] = []
         self._deadlines: list[tuple[int, int, Change]] = []
         self._ties = 0
-        #: What the data plane holds and nobody wants, and why it still does; and which of it is to
-        #: be deleted next, and just now.
-        self.strays: dict[tuple[Kind, str], Fault] = {}
-        self._strays_due: list[tuple[Kind, str]] = []
-        self._strays_flying: list[tuple[Kind, str]] = []
+        self.strays = Strays(self.concerns, limit)
         #: What is not applied and why, by stream, kind and id.
         self.exceptions: dict[tuple[StreamId, Kind, str], Fault] = {}
         #: Streams of which something was settled since this was last emptied.
@@ -261,14 +257,8 @@ class Programming:
         change = Change(stream, kind, [id_], _NOTHING, ORIGIN)
         change.mark = None
         stream.unsettled.setdefault(kind, {})[id_] = change
-        self._except(change, State.PENDING, f"{_DRIFT}; it is programmed again", now)
+        self._except(change, State.PENDING, f"{DRIFT}; it is programmed again", now)
         self._evaluate(change, now)
-
-    def stray(self, kind: Kind, id_: str) -> None:
-        """The data plane holds something that does not concern this host."""
-        self.strays[kind, id_] = Fault(True, f"{_DRIFT}; it is deleted", 0, ORIGIN)
-        self._strays_due.append((kind, id_))
-        self.exceptions_changed = True
 
     def concerns(self, kind: Kind, id_: str) -> bool:
         """Is it wanted, or on its way in or out?"""
@@ -276,19 +266,6 @@ class Programming:
             id_ in one.live.held.get(kind, {}) or id_ in one.unsettled.get(kind, {})
             for one in self._streams.values()
         )
-
-    def _stray_operations(self) -> list[Resource]:
-        """Deletions of what is still of no concern. They have a program of their own."""
-        due, self._strays_due = self._strays_due[: self._limit], self._strays_due[self._limit :]
-        for kind, id_ in due:
-            if self.concerns(kind, id_):
-                self._stray_gone(kind, id_)
-            else:
-                self._strays_flying.append((kind, id_))
-        return [Resource(kind, id_, 0, b"") for kind, id_ in self._strays_flying]
-
-    def _stray_gone(self, kind: Kind, id_: str) -> None:
-        self.exceptions_changed |= self.strays.pop((kind, id_), None) is not None
 
     # --- where a change goes ---
 
@@ -471,7 +448,7 @@ class Programming:
         A resource without a payload is a deletion.
         """
         operations: list[Resource] = []
-        if self._flights or self._strays_flying:
+        if self._flights or self.strays.flying:
             return operations
         while self._backlog and len(operations) < self._limit:
             change = self._backlog.take(deletions=not self._blocked)
@@ -479,8 +456,8 @@ class Programming:
                 break
             self._split(change, self._limit - len(operations))
             operations.extend(self._launch(change))
-        if not operations and self._strays_due:
-            operations = self._stray_operations()
+        if not operations and self.strays.due:
+            operations = self.strays.next_program()
         if operations:
             self._counters.programs += 1
         return operations
@@ -512,15 +489,9 @@ class Programming:
 
     def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
         """The program under way is done, but for the refused operations: place in it → why."""
-        strays, self._strays_flying = self._strays_flying, []
-        for place, (kind, id_) in enumerate(strays):
-            refusal = refused.get(place)
-            if refusal is None:
-                self._stray_gone(kind, id_)
-            elif (kind, id_) in self.strays:
-                reason = f"{_DRIFT}; to delete it was refused: {refusal.reason}"
-                self.strays[kind, id_] = Fault(False, reason, 0, ORIGIN)
-                self.exceptions_changed = True
+        if self.strays.flying:
+            self.strays.programmed(refused)
+            return
         flights, self._flights = self._flights, []
         offset = 0
         for flight in flights:

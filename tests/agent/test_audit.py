@@ -191,10 +191,24 @@ def test_a_stray_whose_deletion_is_refused_is_an_exception_and_tried_in_the_next
     assert not rig.exceptions()
 
 
+def test_a_stray_that_was_refused_and_is_wanted_or_gone_is_no_exception(rig: Rig) -> None:
+    rig.refuse = {"port-98", "port-99"}
+    for number in (98, 99):
+        rig.plane.tables[Kind.NEIGHBOR][f"port-{number}"] = neighbor(number).payload
+    rig.pass_time(INTERVAL_S)
+    assert len(rig.exceptions()) == 2
+    rig.refuse = set()
+    rig.on_vpc(neighbor(98))
+    del rig.plane.tables[Kind.NEIGHBOR]["port-99"]
+    rig.pass_time(INTERVAL_S)
+    assert not rig.exceptions()
+    assert "port-98" in rig.plane.tables[Kind.NEIGHBOR]
+
+
 def test_a_stray_that_is_wanted_by_then_stays(rig: Rig) -> None:
     rig.slow = True
     rig.on_vpc(neighbor(50))  # a program is under way
-    rig.core.programming.stray(Kind.NEIGHBOR, "port-99")
+    rig.core.programming.strays.found(Kind.NEIGHBOR, ["port-99"])
     rig.on_vpc(neighbor(99))
     while rig.waiting:
         rig.finish()

@@ -371,6 +371,5 @@ def check_hosts(
             )
             raise Violation(f"{name}: its data plane differs in {odd}")
         if any(core.counters.drifts.values()):
-            raise Violation(
-                f"{name}: its audit found {dict(core.counters.drifts)}, and all is well"
-            )
+            found = dict(core.counters.drifts)
+            raise Violation(f"{name}: its audits found {found}, where nothing had drifted")
