@@ -100,6 +100,12 @@ class AgentConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
+    def _audits_have_time(self) -> AgentConfig:
+        if 0 < self.audit_interval_s < 10:
+            raise ValueError("audit_interval_s: give 0 for no audits, or at least 10")
+        return self
+
+    @model_validator(mode="after")
     def _hosts_exist(self) -> AgentConfig:
         simulated_host(self.first + self.hosts - 1)  # raises ValueError, which says what is wrong
         return self

@@ -25,6 +25,7 @@ from goalstate.cli.errors import CommandError, ExitCode, InputError, no_broker
 from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import Output
 from goalstate.cli.plain import plain
+from goalstate.gs.errors import MalformedMessage
 from goalstate.gs.packing import unpack
 from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import DeadLetter, DeadLetters
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import StatusReply, WaitRequest
@@ -171,8 +172,11 @@ def vpc_of(letter: DeadLetter) -> str:
         return ""
     if stream.kind is StreamKind.VPC:
         return stream.id
-    for _, config in unpack(letter.resource):
-        return str(getattr(config, "vpc_id", ""))
+    try:
+        for _, config in unpack(letter.resource):
+            return str(getattr(config, "vpc_id", ""))
+    except MalformedMessage:
+        pass
     return ""
 
 
