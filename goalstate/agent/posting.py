@@ -7,6 +7,7 @@ way at a time; the rest waits. The topic is opened with the first letter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -68,18 +69,16 @@ class Posting:
 
     async def _run(self) -> None:
         delay_s = self._delay_s
-        while self._hosts:
-            stopping = self._stopping.is_set()
-            if not stopping:
-                try:
+        stopping = False
+        try:
+            while self._hosts and not stopping:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay_s):
                         await self._stopping.wait()
-                except TimeoutError:
-                    pass
-            delay_s = self._delay_s if await self._post() else RETRY_S
-            if stopping:
-                break
-        self._task = None
+                stopping = self._stopping.is_set()
+                delay_s = self._delay_s if await self._post() else RETRY_S
+        finally:
+            self._task = None
 
     async def _post(self) -> bool:
         """Send one message; did it arrive?"""

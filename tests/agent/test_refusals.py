@@ -249,6 +249,16 @@ def test_a_refused_deletion_that_comes_once_more_is_tried_once_more(rig: Rig) ->
     assert "neighbor/port-1" not in rig.in_plane()
 
 
+def test_a_host_that_begins_anew_writes_its_letters_again(rig: Rig) -> None:
+    rig.refuse = {"port-1"}
+    rig.on_vpc(neighbor(1))
+    first = rig.letters()
+    anew = Rig(beside=rig)
+    anew.refuse = rig.refuse
+    anew.run()
+    assert anew.letters() == first
+
+
 def test_a_message_that_cannot_be_read_is_an_exception_and_no_letter(rig: Rig) -> None:
     spoiled = neighbor(1)._replace(payload=b"\xff\xff")
     rig.put(rig.vpc.publish(spoiled))
