@@ -13,12 +13,14 @@ from goalstate.dpm.convergence import Convergence, Why
 from goalstate.dpm.core import Accepted, Core
 from goalstate.dpm.engine import Engine
 from goalstate.gs import digest as digests
+from goalstate.gs import intent_codec
 from goalstate.gs.derivation import Key
 from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Deletion, Intent, ObjectKind, Protocol, Rule, SecurityGroup
 from goalstate.gs.packing import unpack
 from goalstate.gs.pb.alcor.schema.goalstate_pb2 import GoalStateV2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1.intent_pb2 import ResourceName
 from goalstate.gs.resources import Kind
@@ -30,6 +32,7 @@ from tests.dpm.test_core import NOW, accept, new_core, run
 from tests.dpm.test_engine import apply, concerned, crash, out, serving, state
 from tests.dpm.test_path_independence import build, port
 from tests.dpm.test_service import Served, error_of, play
+from tests.dpm.test_snapshot import new_replay, records, restored
 from tests.dpm.wires import Region
 
 V1 = vpc_stream("v1")
@@ -138,6 +141,26 @@ def test_a_resource_that_never_was_is_refused_whole() -> None:
             await out(engine)
 
     asyncio.run(test())
+
+
+def test_a_snapshot_remembers_revocations_and_what_is_published_again_after_it() -> None:
+    replay = new_replay()
+    for record in records(build(), own_stream=False):
+        replay.redo(record)
+    ports = replay.core.desired.objects(ObjectKind.PORT)
+    one = next(p for p in ports if p.host_id and p.security_group_ids)
+    intent = intent_codec.to_proto(Intent(ports=(one._replace(security_group_ids=()),)))
+    number = replay.core.change + 1
+    replay.redo(log_pb2.Record(change=log_pb2.Change(change=number, intent=intent)))
+    replay.settle()
+    assert all(r.revoked > ORIGIN for r in replay.changes[number].requirements)
+    copy = restored(replay)
+    assert copy.changes[number] == replay.changes[number]
+    again = log_pb2.Change(change=number + 1, republished=names(one.id))
+    for each in (replay, copy):
+        each.redo(log_pb2.Record(change=again))
+    assert copy.unconfirmed == replay.unconfirmed
+    assert replay.unconfirmed
 
 
 # --- over gRPC ---
