@@ -227,6 +227,7 @@ def call_service(data: bytes) -> None:
         ("Watch", api.WaitRequest),
         ("GetStatus", api.StatusRequest),
         ("GetIntent", api.GetIntentRequest),
+        ("Republish", api.RepublishRequest),
     )
     name, type_ = calls[(data[0] if data else 0) % len(calls)]
     try:
@@ -289,6 +290,8 @@ def _reports() -> list[bytes]:
     host = agent_pb2.HostReport(host="host-1", incarnation=3, number=1, full=True, lease_s=30)
     host.streams.add(stream="vpc/v", epoch=1, sequence=4, applied_unix_ns=5, digest=bytes(16))
     host.exceptions.add(stream="vpc/v", epoch=1, sequence=2, id="x", status=1, reason="r")
+    host.streams[0].revoked_epoch = host.streams[0].revoked_sequence = 1
+    host.streams[0].revoked_unix_ns = 5
     host.dropped.append("vpc/w")
     return [agent_pb2.Report(hosts=[host], clock_id="c", sent_unix_ns=1).SerializeToString()]
 
@@ -299,13 +302,15 @@ def _requests() -> list[bytes]:
         for kind, i in enumerate(list(_REGION.intents())[-2:])
     ]
     vpc = _REGION.vpc_id(1)
+    again = api.RepublishRequest(resources=[intent_pb2.ResourceName(type=0, id=vpc)])
     wait = api.WaitRequest(vpc_id=vpc, quorum=0.5, max_stragglers=3).SerializeToString()
     return [
         *apply,
         b"\2" + wait,
         b"\3" + api.WaitRequest(change=1).SerializeToString(),
-        b"\4" + api.StatusRequest(vpc_id=vpc, hosts=True).SerializeToString(),
+        b"\4" + api.StatusRequest(vpc_id=vpc, hosts=True, exceptions=True).SerializeToString(),
         b"\5" + api.GetIntentRequest(kind=intent_pb2.VPC, vpc_id=vpc).SerializeToString(),
+        b"\6" + again.SerializeToString(),
     ]
 
 

@@ -2,7 +2,8 @@
 
 broker ──▶ Bus ──▶ Readers ──▶ HostCore ×N ──▶ DataPlane ×N      (cores are pure)
             ▲                     │
-            └───── Reports ◀──────┤ watermarks, exceptions
+            ├───── Reports ◀──────┤ watermarks, exceptions
+            └───── Posting ◀──────┤ dead letters
 gRPC clients ──▶ InspectionService┤ what is applied
 Prometheus ────▶ /metrics ────────┤ FleetMetrics
 state file ◀─▶ Storing ◀──────────┘ what is held
@@ -31,6 +32,7 @@ from goalstate.agent.fleet import Fleet, FleetSettings, Member, counts
 from goalstate.agent.inspection import InspectionService
 from goalstate.agent.metrics import registry
 from goalstate.agent.registration import register
+from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
@@ -115,9 +117,16 @@ async def run(
                     topics,
                     pending_deadline_ns=int(config.pending_deadline_s * SECOND_NS),
                     program_limit=config.program_limit,
+                    audit_interval_ns=int(config.audit_interval_s * SECOND_NS),
+                    retry=RetryPolicy(
+                        config.retry_attempts,
+                        int(config.retry_delay_s * SECOND_NS),
+                        int(config.retry_max_delay_s * SECOND_NS),
+                    ),
                 ),
                 # Processes spread over the shards; one process keeps to one.
                 report_topic=topics.reports(os.getpid()),
+                dead_letter_topic=topics.dead_letters(os.getpid()),
                 clock_id=clock_id(),
                 lease_s=config.lease_s,
                 report_delay_s=config.report_delay_ms / 1e3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from goalstate.gs.resources import Resource
+from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import StreamId
 
 
@@ -36,4 +36,19 @@ class Program(NamedTuple):
     operations: Sequence[Resource]
 
 
-Action = Follow | Unfollow | Program
+class ReadBack(NamedTuple):
+    """Say what the data plane holds of a kind, with `read_back` and the same number."""
+
+    number: int
+    kind: Kind
+
+
+class Refusal(NamedTuple):
+    """Why a data plane did not do an operation of a program."""
+
+    reason: str
+    #: It may do it when it is asked again; else it never will.
+    transient: bool = False
+
+
+Action = Follow | Unfollow | Program | ReadBack

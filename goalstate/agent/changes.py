@@ -29,6 +29,8 @@ class State(Enum):
     NEXT = "next"
     PENDING = "pending"
     REFUSED = "refused"
+    #: Refused for now.
+    RETRYING = "retrying"
 
 
 class Change:
@@ -36,6 +38,7 @@ class Change:
 
     __slots__ = (
         "at",
+        "attempts",
         "awaited",
         "before",
         "deadline_ns",
@@ -46,6 +49,9 @@ class Change:
         "mark",
         "needs",
         "refusal",
+        "retry_ns",
+        "revokes",
+        "since_ns",
         "state",
         "stream",
     )
@@ -73,11 +79,19 @@ class Change:
         self.needs = needs
         self.refusal = refusal
         self.deletion = False
+        #: Takes a permission away.
+        self.revokes = False
         self.state = State.QUEUED
         #: Stands for all of `ids`: none was overtaken.
         self.intact = True
         self.awaited: Reference | None = None
         self.deadline_ns = 0
+        #: How often the data plane refused it, and when it is asked again.
+        self.attempts = 0
+        self.retry_ns = 0
+        #: When the message was published that brought it, or the first one of those that may have
+        #: taken the same permission away; 0: not known, or of several resources, that take none.
+        self.since_ns = 0
 
     def standing(self) -> list[str]:
         """The ids that it still stands for."""

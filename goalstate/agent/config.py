@@ -30,6 +30,9 @@ class ModelConfig(BaseModel):
     sigma: float = Field(default=0.5, ge=0, le=3, description="shape of both lognormals")
     refuse_share: float = Field(default=0.0, ge=0, le=1)
     refuse_ids: tuple[str, ...] = ()
+    refuse_times: int = Field(
+        default=0, ge=0, description="so often a revision is refused, then taken; 0: for good"
+    )
 
 
 class AgentConfig(BaseSettings):
@@ -58,6 +61,17 @@ class AgentConfig(BaseSettings):
     model: ModelConfig = ModelConfig()
     program_limit: int = Field(default=4096, ge=1, description="operations in one program")
     pending_deadline_s: float = Field(default=30.0, gt=0, le=86400)
+    audit_interval_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86400,
+        description="all that hosts and data planes hold is looked at once in it; 0: never",
+    )
+    retry_attempts: int = Field(
+        default=8, ge=1, le=1000, description="at what the data plane refuses for now, in all"
+    )
+    retry_delay_s: float = Field(default=1.0, gt=0, le=3600, description="the first; then doubled")
+    retry_max_delay_s: float = Field(default=60.0, gt=0, le=86400)
 
     lease_s: float = Field(default=30.0, ge=1, le=86400)
     report_delay_ms: float = Field(
@@ -84,6 +98,12 @@ class AgentConfig(BaseSettings):
     ready_file: Path | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _audits_have_time(self) -> AgentConfig:
+        if 0 < self.audit_interval_s < 10:
+            raise ValueError("audit_interval_s: give 0 for no audits, or at least 10")
+        return self
 
     @model_validator(mode="after")
     def _hosts_exist(self) -> AgentConfig:

@@ -41,14 +41,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Refusal, Unfollow
+from goalstate.agent.audit import Audit
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
 from goalstate.agent.programming import Programming
+from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state import Journal, StoredStream, restored
 from goalstate.agent.stream import Fault, Place, Reading, Stream
 from goalstate.gs.envelope import MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
 from goalstate.gs.topics import Topics
@@ -65,6 +68,10 @@ class HostSettings(NamedTuple):
     pending_deadline_ns: int = 30 * SECOND_NS
     #: Operations in one program.
     program_limit: int = 4096
+    #: Of what the data plane refuses for now.
+    retry: RetryPolicy = RetryPolicy()
+    #: Within which all is looked at once, see `audit`; 0: nothing ever is.
+    audit_interval_ns: int = 0
 
 
 class HostCore:
@@ -88,11 +95,19 @@ class HostCore:
         self.counters = counters if counters is not None else Counters()
         self.streams: dict[StreamId, Stream] = {}
         self.programming = Programming(
+            host,
             self.streams,
             self.counters,
             limit=settings.program_limit,
             pending_deadline_ns=settings.pending_deadline_ns,
+            retry=settings.retry,
             references=not counting,
+        )
+        interval_ns = settings.audit_interval_ns
+        self._audit = (
+            Audit(host, self.streams, self.programming, self.counters, interval_ns)
+            if interval_ns
+            else None
         )
         #: When `tick` has something to do next; None: nothing.
         self.wakeup: int | None = None
@@ -125,6 +140,8 @@ class HostCore:
                 self.journal.moved(stream_id)
         # Nothing of it is followed any more.
         self._stored = {}
+        if self._audit is not None:
+            self._audit.start(now)
         return self._done(now)
 
     def receive(
@@ -188,12 +205,24 @@ class HostCore:
                 self._wake_at(stream.reread_ns)
         return self._done(now)
 
-    def programmed(self, number: int, refused: Mapping[int, str], now: int) -> list[Action]:
+    def programmed(self, number: int, refused: Mapping[int, Refusal], now: int) -> list[Action]:
         """A program is done. `refused`: place among its operations → why that one is not."""
         if not self._under_way or number != self._program:
             return []
         self._under_way = False
         self.programming.programmed(refused, now)
+        return self._done(now)
+
+    def read_back(
+        self, number: int, kind: Kind, table: Mapping[str, bytes] | None, now: int
+    ) -> list[Action]:
+        """The data plane holds these payloads of a kind, by id. None: it cannot be read back."""
+        if self._audit is None:
+            return []
+        if number == self._program and not self._under_way:
+            self._audit.read_back(kind, table, now)
+        else:
+            self._audit.lost(now)
         return self._done(now)
 
     def tick(self, now: int) -> list[Action]:
@@ -213,6 +242,9 @@ class HostCore:
             self._wake_at(stream.reread_ns)
             self._wake_at(stream.resync_ns)
         self.programming.expire(now)
+        audit = self._audit
+        if audit is not None and audit.due_ns is not None and audit.due_ns <= now:
+            self._look(audit, now)
         return self._done(now)
 
     # --- what it holds ---
@@ -228,6 +260,11 @@ class HostCore:
         self.dropped.clear()
         self.exceptions_changed = False
 
+    def dead_letters(self, limit: int) -> list[agent_pb2.DeadLetter]:
+        """What was refused for good and is to be told, of about `limit` bytes at the most."""
+        programming = self.programming
+        return programming.letters.take(self.host, self.streams, programming.exceptions, limit)
+
     def exceptions(self) -> Iterator[tuple[StreamId, int, str, Fault]]:
         """All that is not applied, and why: stream, number of the kind, id, fault.
 
@@ -235,6 +272,8 @@ class HostCore:
         """
         for (stream_id, kind, id_), fault in self.programming.exceptions.items():
             yield stream_id, int(kind), id_, fault
+        for (kind, id_), fault in self.programming.strays.exceptions.items():
+            yield self.inbox, int(kind), id_, fault
         for stream in self.streams.values():
             for (number, id_), fault in stream.live.malformed.items():
                 yield stream.id, number, id_, fault
@@ -280,6 +319,8 @@ class HostCore:
         if content is not None:
             self._take(stream, reading, content, previous, now)
         agrees = content is None or reading.agrees(envelope)
+        if stream.id.kind is not StreamKind.INBOX:
+            reading.expected = reading.digest if agrees and content is not None else None
         if (
             agrees
             and content is not None
@@ -341,6 +382,11 @@ class HostCore:
                 if self.journal is not None and (taken is None or taken or group.deletion):
                     self.journal.touched(stream.id, group.kind, group.ids)
                 self._want(stream, group, taken, previous, now)
+                if group.deletion and self.programming.exceptions:
+                    # What is gone already may be wanted gone again: the data plane refused it.
+                    for id_ in group.ids:
+                        if not taken or id_ not in taken:
+                            self.programming.again(stream, group.kind, id_, now)
         self.counters.out_of_order += reading.out_of_order - out_of_order
         if content.malformed or reading.malformed:
             self.exceptions_changed = True
@@ -400,6 +446,8 @@ class HostCore:
         assert new is not None
         stream.live, stream.shadow = new, None
         previous = old.mark
+        # When what the shadow brings was published is not known.
+        published_ns, stream.published_ns = stream.published_ns, 0
         for kind in sorted(old.held.keys() | new.held.keys()):
             before, after = old.held.get(kind, {}), new.held.get(kind, {})
             gone = [r for id_, r in before.items() if id_ not in after]
@@ -409,13 +457,24 @@ class HostCore:
             came = [r for id_, r in after.items() if before.get(id_) != r]
             for group in grouped(came, stream.id):
                 fresh = before.keys().isdisjoint(group.ids)
-                olds = None if fresh else {id_: before.get(id_) for id_ in group.ids}
+                olds = None if fresh else {r.id: _known(before, r) for r in group.resources}
                 self._want(stream, group, olds, previous, now)
+        stream.published_ns = published_ns
         if old.unread or new.unread or old.malformed or new.malformed:
             self.exceptions_changed = True
         self.changed[stream.id] = None
         if self.journal is not None:
             self.journal.replaced(stream.id)
+
+    def _look(self, audit: Audit, now: int) -> None:
+        """Look at some of what is held and programmed, whether it is what it was."""
+        drifted, kind = audit.step(now, busy=self._under_way)
+        for stream in drifted:
+            stream.disagreements, stream.disagreed = 1, ORIGIN
+            self.exceptions_changed = True
+            self._resync(stream, now)
+        if kind is not None:
+            self._actions.append(ReadBack(self._program, kind))
 
     def _want(
         self,
@@ -553,6 +612,9 @@ class HostCore:
                 elif self.streams.get(stream.id) is stream and not any(stream.unsettled.values()):
                     del self.streams[stream.id]
             programming.touched.clear()
+        if programming.revoked:
+            self.changed.update(dict.fromkeys(programming.revoked))
+            programming.revoked.clear()
         if programming.cleared:
             for stream in programming.cleared.values():
                 # Only now all up to the watermark is applied.
@@ -560,16 +622,24 @@ class HostCore:
                     stream.applied_ns = now
                     self.changed[stream.id] = None
             programming.cleared.clear()
-        if programming.exceptions_changed:
-            programming.exceptions_changed = False
+        if programming.exceptions_changed or programming.strays.changed:
+            programming.exceptions_changed = programming.strays.changed = False
             self.exceptions_changed = True
         self._wake_at(programming.deadline_ns)
+        if self._audit is not None:
+            self._wake_at(self._audit.due_ns)
         actions, self._actions = self._actions, []
         return actions
 
     def _wake_at(self, when: int | None) -> None:
         if when is not None and (self.wakeup is None or when < self.wakeup):
             self.wakeup = when
+
+
+def _known(before: Mapping[str, Resource], resource: Resource) -> Resource | None:
+    """What was held before a resource; None if it cannot have been: it has the same revision."""
+    old = before.get(resource.id)
+    return None if old is not None and old.revision == resource.revision else old
 
 
 def _delay(failures: int) -> int:

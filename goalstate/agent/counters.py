@@ -50,6 +50,18 @@ class Counters:
     out_of_order: int = 0
     applied: Counter[Kind] = field(default_factory=Counter)
     refused: int = 0
+    #: Programmings of what the data plane had refused for now.
+    retries: int = 0
+    #: Rounds of audits, and differences that they found: in what is held, in its running digest, in
+    #: the data plane.
+    audits: int = 0
+    drifts: Counter[str] = field(
+        default_factory=lambda: Counter({"held": 0, "digest": 0, "data_plane": 0})
+    )
+    #: Refusals written to the topic of dead letters.
+    dead_letters: int = 0
     programs: int = 0
     reports: int = 0
     delays: Delays = field(default_factory=Delays)
+    #: The same, of each change that took a permission away.
+    revocations: Delays = field(default_factory=Delays)

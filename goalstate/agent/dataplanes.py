@@ -11,19 +11,21 @@ caller's. Neither draws a clock or a loop in.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import xxhash
 
+from goalstate.agent.actions import Refusal
 from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource, references
 
 #: Place of an operation in its program → why it was refused.
-Refused = Mapping[int, str]
+Refused = Mapping[int, Refusal]
 Done = Callable[[Refused], None]
 #: Calls back after a number of seconds.
 Later = Callable[[float, Callable[[], None]], object]
@@ -38,6 +40,15 @@ _SUMMED = 64
 class DataPlane(Protocol):
     def program(self, operations: Sequence[Resource], done: Done) -> None:
         """Do the operations in their order, then call `done`, once."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A data plane that can say what it holds."""
+
+    def read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
+        """Call `done`, once, with the payloads of a kind by id, good until it returns."""
         ...
 
 
@@ -79,6 +90,9 @@ class MemoryDataPlane:
             else:
                 tables[kind].pop(id_, None)
         done({})
+
+    def read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
+        done(self.tables[kind])
 
     def local_subnets(self) -> set[str]:
         """The subnets in which the host has ports."""
@@ -139,7 +153,8 @@ class ProgrammingModel(NamedTuple):
 
     A resource is refused if its id matches one of `refuse_ids` (patterns of fnmatch), or if a hash
     of seed, kind, id and revision falls into `refuse_share`: the same resource meets the same fate
-    on every path. Deletions are never refused.
+    on every path. Deletions are never refused. That is for good, unless `refuse_times` says how
+    often a revision of a resource is refused before it is taken.
     """
 
     seed: int = 0
@@ -148,6 +163,7 @@ class ProgrammingModel(NamedTuple):
     sigma: float = 0.5
     refuse_share: float = 0.0
     refuse_ids: tuple[str, ...] = ()
+    refuse_times: int = 0
 
     def seconds(self, operations: int, random: Random) -> float:
         """How long a program of so many operations takes."""
@@ -161,20 +177,21 @@ class ProgrammingModel(NamedTuple):
         total = random.gauss(operations * mean, math.sqrt(operations) * deviation)
         return time + max(0.0, total)
 
-    def refused(self, operations: Sequence[Resource]) -> dict[int, str]:
+    def refused(self, operations: Sequence[Resource]) -> dict[int, Refusal]:
         """What of a program is refused, and why."""
         if not self.refuse_share and not self.refuse_ids:
             return {}
+        transient = self.refuse_times > 0
         refused = {}
         for place, (kind, id_, revision, payload) in enumerate(operations):
             if not payload:
                 continue
             if any(fnmatchcase(id_, pattern) for pattern in self.refuse_ids):
-                refused[place] = "injected failure: the id matches"
+                refused[place] = Refusal("injected failure: the id matches", transient)
             elif self.refuse_share:
                 drawn = xxhash.xxh3_64_intdigest(f"{kind:d}/{id_}/{revision}".encode(), self.seed)
                 if drawn < self.refuse_share * 2.0**64:
-                    refused[place] = "injected failure: drawn"
+                    refused[place] = Refusal("injected failure: drawn", transient)
         return refused
 
     def _lognormal(self, median: float, random: Random) -> float:
@@ -190,14 +207,33 @@ class ModelledDataPlane:
         self._model = model
         self._later = later
         self._random = Random(f"{model.seed}/{name}")
+        #: How often each revision was refused so far that is not refused for good.
+        self._refusals = Counter[tuple[Kind, str, int]]()
 
     def program(self, operations: Sequence[Resource], done: Done) -> None:
         seconds = self._model.seconds(len(operations), self._random)
         self._later(seconds, partial(self._finish, operations, done))
 
+    def read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
+        self._later(self._model.program_ms / 1e3, partial(self.table.read_back, kind, done))
+
     def _finish(self, operations: Sequence[Resource], done: Done) -> None:
-        refused = self._model.refused(operations)
+        refused = self._still(operations, self._model.refused(operations))
         if refused:
             operations = [one for place, one in enumerate(operations) if place not in refused]
         self.table.program(operations, lambda _: None)
         done(refused)
+
+    def _still(self, operations: Sequence[Resource], refused: Refused) -> Refused:
+        """Without what was refused often enough."""
+        still = {}
+        for place, refusal in refused.items():
+            name = operations[place][:3]
+            if not refusal.transient:
+                still[place] = refusal
+            elif self._refusals[name] < self._model.refuse_times:
+                self._refusals[name] += 1
+                still[place] = refusal
+            else:
+                del self._refusals[name]
+        return still

@@ -12,7 +12,7 @@ Laws:
 2.  Reports are gathered: the news of all hosts until none came for the report delay become one
     message; where they keep coming, at the latest after `reporting.GATHER_DELAYS` of it. A host
     says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
-    a report was lost.
+    a report was lost. What was refused for good is told once (`dead_letters`, `posting`).
 3.  Fail static: without a broker, hosts keep what they have, and try again.
 4.  With a state file, what hosts hold is stored some time after it came (`storing`), and is where
     they begin.
@@ -24,16 +24,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
 
-from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Unfollow
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.counters import Counters
-from goalstate.agent.dataplanes import DataPlane, Refused
+from goalstate.agent.dataplanes import DataPlane, Readable, Refused
 from goalstate.agent.decoding import Decoder
+from goalstate.agent.posting import Posting
 from goalstate.agent.readers import Readers
 from goalstate.agent.reporting import Reports
 from goalstate.agent.reports import Reporter
@@ -62,6 +63,8 @@ class FleetSettings(NamedTuple):
     #: Topic on which this process reports.
     report_topic: str
     clock_id: str
+    #: Topic on which it tells what data planes refused for good; empty: nowhere.
+    dead_letter_topic: str = ""
     lease_s: float = 30.0
     report_delay_s: float = 0.005
     open_readers_at_a_time: int = 256
@@ -113,6 +116,8 @@ class Host:
             action = todo.popleft()
             if isinstance(action, Program):
                 self._program(action, todo)
+            elif isinstance(action, ReadBack):
+                self._read_back(action, todo)
             elif isinstance(action, Follow):
                 fleet.readers.follow(self, action)
             elif isinstance(action, Unfollow):
@@ -121,6 +126,8 @@ class Host:
             fleet.waking[self] = None
         if core.dirty:
             fleet.reports.dirty(self)
+        if core.programming.letters:
+            fleet.posting.waiting(core)
 
     def _program(self, program: Program, todo: deque[Action]) -> None:
         at_once = True
@@ -133,6 +140,22 @@ class Host:
                 self.perform(actions)
 
         self.data_plane.program(program.operations, done)
+        at_once = False
+
+    def _read_back(self, wanted: ReadBack, todo: deque[Action]) -> None:
+        at_once = True
+
+        def done(table: Mapping[str, bytes] | None) -> None:
+            actions = self.core.read_back(wanted.number, wanted.kind, table, time.time_ns())
+            if at_once:
+                todo.extend(actions)
+            elif not self.fleet.stopping:
+                self.perform(actions)
+
+        if isinstance(self.data_plane, Readable):
+            self.data_plane.read_back(wanted.kind, done)
+        else:
+            done(None)
         at_once = False
 
 
@@ -186,6 +209,9 @@ class Fleet:
             lease_s=settings.lease_s,
             delay_s=settings.report_delay_s,
         )
+        self.posting = Posting(
+            bus, settings.dead_letter_topic, self.counters, delay_s=settings.report_delay_s
+        )
         self._timer: asyncio.Task[None] | None = None
         self._state = state
         self._storing: Storing | None = None
@@ -217,6 +243,7 @@ class Fleet:
         await self.readers.close()
         if self._storing is not None:
             await self._storing.stop()
+        await self.posting.stop()
         await self.reports.stop()
 
     async def _tick(self) -> None:

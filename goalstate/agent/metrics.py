@@ -13,7 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from goalstate.agent.counters import DELAY_BOUNDS
+from goalstate.agent.counters import DELAY_BOUNDS, Delays
 from goalstate.agent.fleet import Fleet
 
 PREFIX = "goalstate_agent_"
@@ -47,26 +47,30 @@ class FleetMetrics(Collector):
             "kind",
             {kind.name.lower(): number for kind, number in dict(counters.applied).items()},
         )
-        held = pending = refused = 0
+        held = 0
+        exceptions = {"pending": 0, "refused": 0, "retrying": 0}
         for core in hosts:
             for stream in list(core.streams.values()):
                 held += sum(map(len, list(stream.live.held.values())))
-            statuses = [fault.pending for fault in list(core.programming.exceptions.values())]
-            pending += sum(statuses)
-            refused += len(statuses) - sum(statuses)
+            for fault in list(core.programming.exceptions.values()):
+                status = "pending" if fault.pending else "retrying" if fault.retrying else "refused"
+                exceptions[status] += 1
         yield GaugeMetricFamily(PREFIX + "resources_held", "Resources accepted and held.", held)
         yield _gauge(
             "exceptions",
             "Resources held and not applied.",
             "status",
-            {"pending": pending, "refused": refused},
+            exceptions,
         )
-        delays = counters.delays
-        yield HistogramMetricFamily(
-            PREFIX + "apply_delay_seconds",
+        yield _histogram(
+            "apply_delay_seconds",
             "From a message's publication until a host had applied it.",
-            _buckets(list(delays.counts)),
-            delays.total,
+            counters.delays,
+        )
+        yield _histogram(
+            "revocation_delay_seconds",
+            "The same, of each change that took a permission away.",
+            counters.revocations,
         )
         for name, text, number in (
             ("gaps", "Gaps seen in streams.", counters.gaps),
@@ -74,8 +78,17 @@ class FleetMetrics(Collector):
             ("digest_mismatches", "Times that a digest differed.", counters.mismatches),
             ("corrupted_messages", "Messages with a wrong checksum.", counters.corrupted),
             ("reports", "Reports of hosts sent.", counters.reports),
+            ("audits", "Rounds of audits of hosts.", counters.audits),
+            ("retries", "Programmings of what was refused for now.", counters.retries),
+            ("dead_letters", "Refusals written as dead letters.", counters.dead_letters),
         ):
             yield CounterMetricFamily(PREFIX + name, text, number)
+        yield _counter(
+            "drifts",
+            "Differences that audits found, by what was not as it had been.",
+            "where",
+            dict(counters.drifts),
+        )
         yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", fleet.readers.open)
 
 
@@ -98,6 +111,10 @@ def _counter(name: str, text: str, label: str, values: dict[str, int]) -> Metric
     for value, number in values.items():
         family.add_metric([value], number)
     return family
+
+
+def _histogram(name: str, text: str, delays: Delays) -> Metric:
+    return HistogramMetricFamily(PREFIX + name, text, _buckets(list(delays.counts)), delays.total)
 
 
 def _buckets(counts: list[int]) -> list[tuple[str, float]]:

@@ -13,10 +13,15 @@ Laws:
 4.  Only the newest revision of a resource is programmed; while it waits, older ones are skipped.
 5.  One program is under way at a time, of at most `limit` operations, so that what is urgent
     overtakes a long backlog.
-6.  What was refused is not tried again by itself: a newer revision is, or the same after the stream
-    brought it to the data plane's knowledge anew. An exception stands until the resource is applied
-    or gone, also while a newer revision is on its way.
-7.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
+6.  What the data plane refuses for now is RETRYING: it is programmed again after a delay (`retry`),
+    in its newest revision, and nothing waits for it meanwhile but what refers to it. After the last
+    attempt it is REFUSED, as is at once what the data plane refuses for good. That is not tried
+    again by itself: a newer revision is, or the same after the stream brought it to the data
+    plane's knowledge anew. An exception stands until the resource is applied or gone, also while a
+    newer revision, or another attempt, is on its way.
+7.  What the data plane turns out not to hold as it was applied is programmed again, and what it
+    holds that nobody wants is deleted (`audit`). Both are exceptions until that is done.
+8.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
     its next change is pending. (A publisher that keeps the order never does this.)
 
 The wanted state is what the streams hold (`Stream.live.held`). A `Change` stands for the difference
@@ -31,18 +36,23 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from goalstate.agent.actions import Refusal
 from goalstate.agent.changes import Backlog, Change, State
 from goalstate.agent.counters import Counters
+from goalstate.agent.dead_letters import DeadLetters
 from goalstate.agent.decoding import Group, Needs, Reference
+from goalstate.agent.retry import RetryPolicy
+from goalstate.agent.strays import DRIFT, Strays
 from goalstate.agent.stream import Fault, Stream
 from goalstate.gs import ordering
 from goalstate.gs.resources import Kind, Resource
-from goalstate.gs.streams import Mark, StreamId
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
 _REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
 _REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _NOTHING: Mapping[str, Resource] = {}
 _WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
+_EXCEPTIONS = (State.PENDING, State.REFUSED, State.RETRYING)
 
 
 class _Flight(NamedTuple):
@@ -56,18 +66,22 @@ class Programming:
 
     def __init__(
         self,
+        host: str,
         streams: Mapping[StreamId, Stream],
         counters: Counters,
         *,
         limit: int,
         pending_deadline_ns: int,
+        retry: RetryPolicy,
         references: bool,
     ) -> None:
         """`references` is False on a host that cannot know what it refers to (it only counts)."""
+        self._host = host
         self._streams = streams
         self._counters = counters
         self._limit = limit
         self._deadline_ns = pending_deadline_ns
+        self._retry = retry
         self._references = references
         self._backlog = Backlog()
         #: Additions that wait for a reference on its way.
@@ -76,13 +90,18 @@ class Programming:
         self._flights: list[_Flight] = []
         self._deadlines: list[tuple[int, int, Change]] = []
         self._ties = 0
+        self.strays = Strays(self.concerns, limit)
         #: What is not applied and why, by stream, kind and id.
         self.exceptions: dict[tuple[StreamId, Kind, str], Fault] = {}
         #: Streams of which something was settled since this was last emptied.
         self.touched: dict[StreamId, Stream] = {}
+        #: Streams of which something that took a permission away was applied, likewise.
+        self.revoked: dict[StreamId, Stream] = {}
         #: Streams that lost an exception by applying the resource, likewise.
         self.cleared: dict[StreamId, Stream] = {}
         self.exceptions_changed = False
+        #: Refusals that are to be told, and were.
+        self.letters = DeadLetters()
 
     # --- what is wanted ---
 
@@ -156,6 +175,7 @@ class Programming:
         change = Change(
             stream, kind, [id_], before, stream.live.mark, needs=needs, refusal=group.refusal
         )
+        change.since_ns = stream.published_ns
         self._put(change, id_, earlier, previous)
         if change.state is State.QUEUED:
             self._evaluate(change, now)
@@ -167,6 +187,13 @@ class Programming:
             change.intact = False
             self._settle(change, [id_])
 
+    def again(self, stream: Stream, kind: Kind, id_: str, now: int) -> None:
+        """The publisher wants it once more: try what was refused, though it is the same."""
+        change = stream.unsettled.get(kind, {}).get(id_)
+        if change is not None and change.state in (State.REFUSED, State.RETRYING):
+            change.attempts = 0
+            self._evaluate(change, now)
+
     def leave(self, stream: Stream, now: int) -> None:
         """Nothing is wanted of the stream any more; `stream.live` still holds what was."""
         held = stream.live.held
@@ -174,6 +201,7 @@ class Programming:
         stream.outstanding.clear()
         for key in [key for key in self.exceptions if key[0] == stream.id]:
             del self.exceptions[key]
+            self.letters.cleared(key)
             self.exceptions_changed = True
         for kind in list(held.keys() | stream.unsettled.keys()):
             olds = held.get(kind, {})
@@ -217,7 +245,27 @@ class Programming:
                 change.state = State.NEXT
             if earlier.state is State.PENDING:
                 change.deadline_ns = earlier.deadline_ns
+            if change.since_ns and (earlier.revokes or earlier.state is State.NEXT):
+                # As long as it has not happened, that is since when it should have.
+                change.since_ns = earlier.since_ns or change.since_ns
         stream.unsettled[change.kind][id_] = change
+
+    # --- what the data plane does not hold as it should ---
+
+    def drifted(self, stream: Stream, kind: Kind, id_: str, now: int) -> None:
+        """The data plane does not hold something as it was applied. It must be settled."""
+        change = Change(stream, kind, [id_], _NOTHING, ORIGIN)
+        change.mark = None
+        stream.unsettled.setdefault(kind, {})[id_] = change
+        self._except(change, State.PENDING, f"{DRIFT}; it is programmed again", now)
+        self._evaluate(change, now)
+
+    def concerns(self, kind: Kind, id_: str) -> bool:
+        """Is it wanted, or on its way in or out?"""
+        return any(
+            id_ in one.live.held.get(kind, {}) or id_ in one.unsettled.get(kind, {})
+            for one in self._streams.values()
+        )
 
     # --- where a change goes ---
 
@@ -236,6 +284,7 @@ class Programming:
                 return
             revokes = wanted is not None and kind in _REVOKERS and ordering.revokes(before, wanted)
         change.deletion = wanted is None
+        change.revokes = revokes
         if change.deletion:
             if kind is Kind.SECURITY_GROUP and self._held_elsewhere(stream, first):
                 # The group moved to another stream, which programs it.
@@ -278,7 +327,7 @@ class Programming:
                 change = one.unsettled.get(kind, {}).get(id_)
                 if change is None or id_ in change.before:
                     return True
-                if change.state not in (State.PENDING, State.REFUSED):
+                if change.state not in _EXCEPTIONS and not change.attempts:
                     on_its_way = True
         return False if on_its_way else None
 
@@ -316,8 +365,19 @@ class Programming:
             key = (stream.id, kind, id_)
             earlier = self.exceptions.get(key)
             at = change.at if earlier is None else min(earlier.mark, change.at)
-            self.exceptions[key] = Fault(state is State.PENDING, reason, revision, at)
-        self.exceptions_changed = True
+            fault = self.exceptions[key] = Fault(
+                state is State.PENDING,
+                reason,
+                revision,
+                at,
+                change.attempts,
+                state is State.RETRYING,
+            )
+            # One attempt more is no news by itself.
+            if earlier is None or earlier._replace(attempts=0) != fault._replace(attempts=0):
+                self.exceptions_changed = True
+            if state is State.REFUSED:
+                self.letters.refused(key, revision, now)
         stream.uncount(change.mark, len(change.ids))
         change.mark = None
         self.touched[stream.id] = stream
@@ -339,7 +399,9 @@ class Programming:
                 self._clear(stream, kind, id_)
 
     def _clear(self, stream: Stream, kind: Kind, id_: str) -> None:
-        if self.exceptions.pop((stream.id, kind, id_), None) is not None:
+        key = (stream.id, kind, id_)
+        if self.exceptions.pop(key, None) is not None:
+            self.letters.cleared(key)
             self.exceptions_changed = True
             self.cleared[stream.id] = stream
 
@@ -365,10 +427,13 @@ class Programming:
         return self._deadlines[0][0] if self._deadlines else None
 
     def expire(self, now: int) -> None:
-        """Refuse what has been pending for too long."""
+        """Refuse what has been pending for too long, and try again what it is time for."""
         while self._deadlines and self._deadlines[0][0] <= now:
             change = heapq.heappop(self._deadlines)[2]
-            if change.state is State.PENDING and change.deadline_ns <= now and change.standing():
+            if change.state is State.RETRYING and change.retry_ns <= now and change.standing():
+                self._counters.retries += 1
+                self._evaluate(change, now)
+            elif change.state is State.PENDING and change.deadline_ns <= now and change.standing():
                 reference = change.awaited
                 assert reference is not None
                 name = f"{reference[0].name.lower()}/{reference[1]}"
@@ -383,14 +448,16 @@ class Programming:
         A resource without a payload is a deletion.
         """
         operations: list[Resource] = []
-        if self._flights or not self._backlog:
+        if self._flights or self.strays.flying:
             return operations
-        while len(operations) < self._limit:
+        while self._backlog and len(operations) < self._limit:
             change = self._backlog.take(deletions=not self._blocked)
             if change is None:
                 break
             self._split(change, self._limit - len(operations))
             operations.extend(self._launch(change))
+        if not operations and self.strays.due:
+            operations = self.strays.next_program()
         if operations:
             self._counters.programs += 1
         return operations
@@ -420,8 +487,11 @@ class Programming:
         self._flights.append(_Flight(change, ids, resources))
         return resources
 
-    def programmed(self, refused: Mapping[int, str], now: int) -> None:
-        """The program under way is done, but for the refused operations: place in it → reason."""
+    def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
+        """The program under way is done, but for the refused operations: place in it → why."""
+        if self.strays.flying:
+            self.strays.programmed(refused)
+            return
         flights, self._flights = self._flights, []
         offset = 0
         for flight in flights:
@@ -431,6 +501,8 @@ class Programming:
                     self._landed(change, id_, resource, refused.get(place), now)
             elif change.intact:
                 self._counters.applied[change.kind] += len(ids)
+                if change.revokes:
+                    self._revoked(change, now)
                 self._settle(change, ids)
                 self._wake_all(change.kind, ids, now)
             else:
@@ -438,14 +510,25 @@ class Programming:
                     self._landed(change, id_, resource, None, now)
             offset += len(ids)
 
+    def _revoked(self, change: Change, now: int) -> None:
+        """What took a permission away is applied."""
+        stream = change.stream
+        mark, _ = stream.revoked
+        stream.revoked = (max(mark, change.at), now)
+        self.revoked[stream.id] = stream
+        if change.since_ns:
+            self._counters.revocations.observe(max(0, now - change.since_ns) / 1e9)
+
     def _landed(
-        self, change: Change, id_: str, resource: Resource, refusal: str | None, now: int
+        self, change: Change, id_: str, resource: Resource, refusal: Refusal | None, now: int
     ) -> None:
         """One operation is done, or was refused."""
         stream, kind = change.stream, change.kind
         successor = stream.unsettled[kind][id_]
         if refusal is None:
             self._counters.applied[kind] += 1
+            if change.revokes:
+                self._revoked(change, now)
             if successor is change:
                 self._settle(change, [id_])
                 self._wake_all(kind, [id_], now)
@@ -457,11 +540,14 @@ class Programming:
         elif successor is change:
             alone = Change(stream, kind, [id_], change.before, change.at, needs=change.needs)
             alone.mark, alone.deletion = change.mark, change.deletion
+            alone.since_ns, alone.attempts = change.since_ns, change.attempts + 1
             change.intact = False
             stream.unsettled[kind][id_] = alone
-            self._except(alone, State.REFUSED, f"DATA_PLANE: {refusal}", now)
+            self._refuse(alone, refusal, now)
             return
-        elif change.mark is not None:
+        if refusal is not None and change.revokes:
+            successor.since_ns = change.since_ns
+        if refusal is not None and change.mark is not None:
             # Never applied at the older message: that one waits for the successor now.
             if successor.mark is not None:
                 stream.uncount(successor.mark, 1)
@@ -470,3 +556,16 @@ class Programming:
                 stream.uncount(change.mark, 1)
         successor.state = State.QUEUED
         self._evaluate(successor, now)
+
+    def _refuse(self, change: Change, refusal: Refusal, now: int) -> None:
+        """The data plane refused a change of one resource; not for the first time, maybe."""
+        delay = None
+        if refusal.transient:
+            delay = self._retry.delay_ns(self._host, change.kind, change.ids[0], change.attempts)
+        if delay is None:
+            self._except(change, State.REFUSED, f"DATA_PLANE: {refusal.reason}", now)
+            return
+        change.retry_ns = now + delay
+        self._ties += 1
+        heapq.heappush(self._deadlines, (change.retry_ns, self._ties, change))
+        self._except(change, State.RETRYING, f"DATA_PLANE: {refusal.reason}", now)

@@ -25,6 +25,7 @@ MAX_EXCEPTIONS = 1000
 
 _PENDING = agent_pb2.ResourceException.PENDING
 _REFUSED = agent_pb2.ResourceException.REFUSED
+_RETRYING = agent_pb2.ResourceException.RETRYING
 
 
 class Reporter:
@@ -75,6 +76,10 @@ def _tell(stream: Stream, report: agent_pb2.StreamReport) -> None:
     report.stream = str(stream.id)
     report.epoch, report.sequence = stream.watermark
     report.applied_unix_ns = stream.applied_ns
+    mark, when = stream.revoked
+    if when:
+        report.revoked_epoch, report.revoked_sequence = mark
+        report.revoked_unix_ns = when
     live = stream.live
     if not stream.counting and stream.watermark == live.mark:
         report.digest = digests.to_bytes(live.digest)
@@ -91,22 +96,36 @@ def position(stream: Stream) -> agent_pb2.StreamReport | None:
 
 def exceptions(core: HostCore) -> Iterator[agent_pb2.ResourceException]:
     """Everything that is not applied, and why."""
-    left_out: dict[tuple[StreamId, bool], tuple[int, Fault]] = {}
+    left_out: dict[tuple[StreamId, int], tuple[int, Fault]] = {}
     for number, (stream_id, kind, id_, fault) in enumerate(core.exceptions()):
         if number < MAX_EXCEPTIONS:
             yield _exception(stream_id, kind, id_, fault)
             continue
-        count, lowest = left_out.get((stream_id, fault.pending), (0, fault))
+        status = _status(fault)
+        count, lowest = left_out.get((stream_id, status), (0, fault))
         lowest = min(lowest, fault, key=lambda one: one.mark)
-        left_out[stream_id, fault.pending] = (count + 1, lowest)
+        left_out[stream_id, status] = (count + 1, lowest)
     for (stream_id, _), (count, lowest) in left_out.items():
         reason = f"LEFT_OUT: {count} more, the first because of {lowest.reason}"
-        yield _exception(stream_id, 0, "", lowest._replace(reason=reason, revision=0))
+        summed_up = _exception(stream_id, 0, "", lowest._replace(reason=reason, revision=0))
+        summed_up.stands_for = count
+        yield summed_up
+
+
+def _status(fault: Fault) -> agent_pb2.ResourceException.Status.ValueType:
+    if fault.pending:
+        return _PENDING
+    return _RETRYING if fault.retrying else _REFUSED
 
 
 def _exception(
     stream_id: StreamId, kind: int, id_: str, fault: Fault
 ) -> agent_pb2.ResourceException:
+    reason = fault.reason
+    if fault.retrying:
+        reason += f"; retrying, attempt {fault.attempts + 1}"
+    elif fault.attempts > 1:
+        reason += f"; gave up after {fault.attempts} attempts"
     return agent_pb2.ResourceException(
         stream=str(stream_id),
         epoch=fault.mark.epoch,
@@ -114,8 +133,9 @@ def _exception(
         type=kind,  # type: ignore[arg-type]
         id=id_,
         revision=fault.revision,
-        status=_PENDING if fault.pending else _REFUSED,
-        reason=fault.reason,
+        status=_status(fault),
+        reason=reason,
+        attempts=fault.attempts,
     )
 
 

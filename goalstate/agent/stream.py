@@ -76,6 +76,10 @@ class Fault(NamedTuple):
     reason: str
     revision: int
     mark: Mark
+    #: How often the data plane refused it.
+    attempts: int = 0
+    #: It is refused for now, and the data plane is asked again.
+    retrying: bool = False
 
 
 class Reading:
@@ -283,6 +287,7 @@ class Stream:
         "published_ns",
         "reread_ns",
         "resync_ns",
+        "revoked",
         "shadow",
         "start",
         "stuck",
@@ -314,6 +319,9 @@ class Stream:
         self.outstanding: dict[Mark, _Outstanding] = {}
         self.watermark = ORIGIN
         self.applied_ns = 0
+        #: The newest message of which something applied took a permission away, and when the last
+        #: such thing was applied.
+        self.revoked = (ORIGIN, 0)
         #: When the newest message read was published.
         self.published_ns = 0
         #: First marks of epochs, and the marks that they come after (law 3).

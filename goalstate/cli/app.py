@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from goalstate.cli import commands, service_commands
+from goalstate.cli import commands, letter_commands, service_commands
 from goalstate.cli.errors import EXIT_CODES, CommandError, ExitCode
 from goalstate.cli.options import JSON
 from goalstate.cli.output import SHOWN, Output
@@ -106,6 +106,10 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {"serve": service_commands.dpm_serve},
     ),
     "agent": ("Host agents.", {"run": service_commands.agent_run}),
+    "dead-letters": (
+        "What data planes refused for good: list it, and have it published again.",
+        {"list": letter_commands.list_letters, "replay": letter_commands.replay_letters},
+    ),
     "show": (
         "One VPC, host or port: intent, streams, and what hosts hold.",
         {

@@ -9,6 +9,7 @@ import typer
 
 from goalstate.cli.options import (
     DPM,
+    AdminUrl,
     All,
     BrokerUrl,
     Change,
@@ -157,13 +158,16 @@ def watch(
 def status(
     vpc: Annotated[str, typer.Option(help="Only this VPC's streams and hosts.")] = "",
     hosts: Annotated[bool, typer.Option("--hosts", help="List the hosts.")] = False,
+    exceptions: Annotated[
+        bool, typer.Option("--exceptions", help="List what is not applied where, and why.")
+    ] = False,
     dpm: Dpm = DPM,
     json: Json = False,
 ) -> None:
     """The DPM, its objects, streams and hosts."""
     from goalstate.cli import views
 
-    end(views.status(dpm, vpc, hosts, Output(json)))
+    end(views.status(dpm, vpc, hosts, views.LISTED if exceptions else 0, Output(json)))
 
 
 def show_vpc(
@@ -240,14 +244,7 @@ def decode(
     topic: Annotated[str, typer.Option(help="Read this topic instead.")] = "",
     stream: Annotated[str, typer.Option(help="Read this stream: vpc/ID, sg/ID, inbox/ID.")] = "",
     broker: BrokerUrl = None,
-    admin_url: Annotated[
-        str,
-        typer.Option(
-            envvar="GOALSTATE_BROKER_ADMIN_URL",
-            help="Pulsar's admin REST API, asked first: to read a topic that is not there makes "
-            "it.",
-        ),
-    ] = "",
+    admin_url: AdminUrl = "",
     region: Annotated[str, typer.Option(help="Region of the stream.")] = "default",
     limit: Annotated[int, typer.Option(min=0, help="At most so many messages; 0: all.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,

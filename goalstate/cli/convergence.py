@@ -9,6 +9,7 @@ from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import Output
 from goalstate.cli.plain import plain
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import (
+    Latency,
     Straggler,
     WaitReply,
     WaitRequest,
@@ -96,13 +97,8 @@ def describe(reply: WaitReply, out: Output) -> None:
         f"({reply.hosts_needed} needed) after {reply.elapsed_s:.3f} s",
         style="green" if reply.converged else "red",
     )
-    latency = reply.latency
-    if latency.count:
-        out.text(
-            f"latency over {latency.count} hosts ({latency.clock or 'clock not stated'}): "
-            f"p50 {latency.p50_ms:.1f} ms, p90 {latency.p90_ms:.1f} ms, "
-            f"p99 {latency.p99_ms:.1f} ms, last host {latency.max_ms:.1f} ms"
-        )
+    _latency("latency", reply.latency, out)
+    _latency("latency of the revocation", reply.revocation_latency, out)
     if reply.expired_hosts:
         out.text(f"left out, since their lease expired: {', '.join(reply.expired_hosts)}")
     if reply.stragglers:
@@ -111,6 +107,15 @@ def describe(reply: WaitReply, out: Output) -> None:
         out.table(
             ("host", "why", "stream", "applied", "wanted", "resource", "reason"),
             ((*_straggler(straggler),) for straggler in reply.stragglers),
+        )
+
+
+def _latency(name: str, latency: Latency, out: Output) -> None:
+    if latency.count:
+        out.text(
+            f"{name} over {latency.count} hosts ({latency.clock or 'clock not stated'}): "
+            f"p50 {latency.p50_ms:.1f} ms, p90 {latency.p90_ms:.1f} ms, "
+            f"p99 {latency.p99_ms:.1f} ms, last host {latency.max_ms:.1f} ms"
         )
 
 

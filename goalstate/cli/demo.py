@@ -246,9 +246,11 @@ def _timing(reply: WaitReply, total_s: float, everything: bool) -> str:
     latency = reply.latency
     if everything or not latency.count:
         return f"applied on all {reply.hosts} hosts concerned after {total_s:.2f} s"
+    revocation = reply.revocation_latency
+    also = f"; what it revokes after {revocation.max_ms:.1f} ms" if revocation.count else ""
     return (
         f"applied on all {reply.hosts} hosts concerned: p50 {latency.p50_ms:.1f} ms, "
-        f"p99 {latency.p99_ms:.1f} ms, last host {latency.max_ms:.1f} ms"
+        f"p99 {latency.p99_ms:.1f} ms, last host {latency.max_ms:.1f} ms{also}"
     )
 
 

@@ -25,7 +25,7 @@ from goalstate.cli.output import Output
 from goalstate.cli.plain import brief
 from goalstate.gs.errors import MalformedMessage, MessageError
 from goalstate.gs.pb.alcor.schema import resources_pb2
-from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import Report
+from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import DeadLetters, Report
 from goalstate.gs.pb.goalstate.log.v1.log_pb2 import Record
 from goalstate.gs.resources import STATES_FIELD
 from goalstate.gs.streams import StreamId
@@ -165,6 +165,8 @@ def _raw(message: BusMessage, topics: Topics) -> Raw:
         type_ = Record
     elif message.topic in {topics.reports(shard) for shard in range(topics.report_shards)}:
         type_ = Report
+    elif message.topic in {topics.dead_letters(shard) for shard in range(topics.report_shards)}:
+        type_ = DeadLetters
     name = f"{message.topic} at {message.position.hex()}"
     properties = dict(message.properties)
     return Raw(name, message.payload, properties, type_, message.key, message.position.hex())

@@ -59,8 +59,19 @@ class DataPlaneManager:
         with self._server.errors("the watch"):
             yield from self._stub.Watch(request, timeout=request.timeout_s + _GRACE_S)
 
-    def status(self, vpc_id: str = "", *, hosts: bool = False) -> api.StatusReply:
-        request = api.StatusRequest(vpc_id=vpc_id, hosts=hosts)
+    def republish(self, names: Iterable[intent_pb2.ResourceName]) -> api.RepublishReply:
+        request = api.RepublishRequest(resources=names)
+        with self._server.errors("the replay"):
+            reply: api.RepublishReply = self._stub.Republish(request, timeout=CALL_S)
+        return reply
+
+    def status(
+        self, vpc_id: str = "", *, hosts: bool = False, exceptions: int = 0
+    ) -> api.StatusReply:
+        """Lists the hosts, and up to so many exceptions, where these are asked for."""
+        request = api.StatusRequest(
+            vpc_id=vpc_id, hosts=hosts, exceptions=exceptions > 0, max_exceptions=exceptions
+        )
         with self._server.errors("the status"):
             reply: api.StatusReply = self._stub.GetStatus(request, timeout=CALL_S)
         return reply

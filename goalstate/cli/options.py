@@ -27,6 +27,13 @@ BrokerUrl = Annotated[
     str | None,
     typer.Option("--broker", envvar="GOALSTATE_BROKER_URL", help="The broker, pulsar://HOST:PORT."),
 ]
+AdminUrl = Annotated[
+    str,
+    typer.Option(
+        envvar="GOALSTATE_BROKER_ADMIN_URL",
+        help="Pulsar's admin REST API, asked first: to read a topic that is not there makes it.",
+    ),
+]
 Quorum = Annotated[float, typer.Option(help="Share of the hosts that must have applied it.")]
 Timeout = Annotated[float, typer.Option(help="Seconds; 0 asks how things are now.")]
 Stragglers = Annotated[int, typer.Option(min=1, help="So many stragglers are named.")]

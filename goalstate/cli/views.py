@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from goalstate.cli import inspection
@@ -13,17 +13,26 @@ from goalstate.cli.output import Output
 from goalstate.cli.plain import plain
 from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import HostSummary
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import HostStatus, StreamStatus
+from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import (
+    HostException,
+    HostStatus,
+    StatusReply,
+    Straggler,
+    StreamStatus,
+)
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import vpc_stream
 
+#: Exceptions that `status --exceptions` lists.
+LISTED = 10_000
 #: Kinds of a VPC's objects in an intent, in the order in which they are shown.
 _OBJECTS = ("subnets", "security_groups", "routers", "gateways", "ports", "dhcps")
 
 
-def status(dpm: str, vpc: str, hosts: bool, out: Output) -> ExitCode:
+def status(dpm: str, vpc: str, hosts: bool, exceptions: int, out: Output) -> ExitCode:
+    """`exceptions`: so many are listed."""
     with connect(dpm) as client:
-        reply = client.status(vpc, hosts=hosts)
+        reply = client.status(vpc, hosts=hosts, exceptions=exceptions)
     out.result(plain(reply))
     state = "" if reply.serving else f"not serving: {reply.problem or 'no reason given'}; "
     out.text(
@@ -38,9 +47,16 @@ def status(dpm: str, vpc: str, hosts: bool, out: Output) -> ExitCode:
         f"hosts: {reply.hosts_live} live, {reply.hosts_expired} expired, "
         f"{reply.hosts_never_reported} never reported"
     )
+    out.text(f"exceptions: {_counted(reply.exceptions) or 'none'}")
+    if reply.exceptions_by_vpc:
+        by_vpc = {vpc or "(none)": count for vpc, count in reply.exceptions_by_vpc.items()}
+        out.text(f"  by VPC: {_counted(by_vpc, by_name=True)}")
     if reply.streams:
         out.text()
         _streams(reply.streams, out)
+    if reply.exception_list:
+        out.text()
+        _exception_list(reply, out)
     if reply.host_list:
         out.text()
         _hosts(reply.host_list, out)
@@ -67,6 +83,43 @@ def _streams(streams: Any, out: Output) -> None:
         "head: newest epoch/sequence published; followers: hosts that follow the stream; "
         "current: followers that have applied it up to its head"
     )
+
+
+def _counted(counts: Mapping[str, int], *, by_name: bool = False, most: int = 20) -> str:
+    """The counts that are not 0, the largest first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{name} {count}" if by_name else f"{count} {name}" for name, count in ordered if count]
+    return ", ".join(told[:most]) + (", …" if len(told) > most else "")
+
+
+def _exception_list(reply: StatusReply, out: Output) -> None:
+    out.table(
+        ("host", "why", "vpc", "stream", "at", "resource", "revision#", "attempts#", "reason"),
+        (
+            (
+                one.host,
+                Straggler.Why.Name(one.why).lower().replace("_", " "),
+                one.vpc or "-",
+                one.stream,
+                f"{one.epoch}/{one.sequence}",
+                _resource(one),
+                one.revision or "-",
+                one.attempts,
+                one.reason,
+            )
+            for one in reply.exception_list
+        ),
+    )
+    listed = sum(one.count for one in reply.exception_list)
+    total = sum(reply.exceptions.values())
+    if listed < total:
+        out.text(f"… and {total - listed} more (--exceptions lists up to {LISTED})")
+
+
+def _resource(one: HostException) -> str:
+    if not one.id:
+        return f"({one.count} summed up)" if one.count > 1 else "-"
+    return f"{Kind(one.type).name.lower()}/{one.id}"
 
 
 def _hosts(hosts: Any, out: Output) -> None:

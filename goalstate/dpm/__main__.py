@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -203,9 +204,12 @@ def _set_gauges(engine: Engine, metrics: Metrics) -> None:
     leases = [convergence.lease(host, now) for host in hosts]
     for lease in Lease:
         metrics.hosts.labels(lease=lease.value).set(leases.count(lease))
-    whys = [e.why for view in convergence.hosts.values() for e in view.exceptions]
-    for why in (Why.REFUSED, Why.PENDING):
-        metrics.exceptions.labels(status=why.value).set(whys.count(why))
+    whys = Counter[Why]()
+    for view in convergence.hosts.values():
+        for exception in view.exceptions:
+            whys[exception.why] += exception.stands_for
+    for why in (Why.REFUSED, Why.PENDING, Why.RETRYING, Why.DRIFT):
+        metrics.exceptions.labels(status=why.value).set(whys[why])
     metrics.publish_backlog.set(engine.backlog)
     metrics.checkpoint_due_seconds.set(engine.checkpoint_due_s)
 

@@ -9,17 +9,21 @@ Laws:
     reported is a straggler. A host whose lease expired is left out of the quorum and listed; when
     that leaves no host at all, nothing has converged.
 3.  A host that no longer follows a stream is not waited for on it.
-4.  A report costs the work of its host and of the waits that it is in, not of all hosts.
+4.  What a host holds of a stream at its head is compared with what was published, by the digest in
+    each of its reports. A difference is an exception as those that it reports, until it is gone.
+5.  A report costs the work of its host and of the waits that it is in, not of all hosts.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
+from goalstate.gs import digest as digests
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
@@ -29,6 +33,10 @@ Concern = tuple[StreamId, Mark, frozenset[str]]
 
 #: Seconds; a host says how long it counts as live, within reason.
 MAX_LEASE_S = 30 * 24 * 3600.0
+
+
+#: A revocation that was not.
+_NEVER = (ORIGIN, 0, 0)
 
 
 class Lease(Enum):
@@ -42,6 +50,15 @@ class Why(Enum):
     NEVER_REPORTED = "never reported"
     REFUSED = "refused"
     PENDING = "pending"
+    RETRYING = "retrying"
+    #: What a host holds of a stream is not what was published.
+    DRIFT = "drift"
+
+
+_WHY = {
+    agent_pb2.ResourceException.PENDING: Why.PENDING,
+    agent_pb2.ResourceException.RETRYING: Why.RETRYING,
+}
 
 
 class ExceptionReport(NamedTuple):
@@ -52,6 +69,13 @@ class ExceptionReport(NamedTuple):
     why: Why
     resource: str
     reason: str
+    #: Number of the kind and id; no id where it is of the stream or a message of it.
+    kind: int = 0
+    id: str = ""
+    revision: int = 0
+    attempts: int = 0
+    #: How many it stands for.
+    stands_for: int = 1
 
 
 class Straggler(NamedTuple):
@@ -76,6 +100,8 @@ class Progress(NamedTuple):
     #: Per host that applied it after acceptance: nanoseconds from acceptance to application.
     latencies_ns: list[int]
     same_clock: bool
+    #: Of a change that takes a permission away: the same, to when that was done.
+    revocations_ns: list[int]
 
 
 class HostView:
@@ -83,12 +109,14 @@ class HostView:
 
     __slots__ = (
         "applied",
+        "drifted",
         "exceptions",
         "incarnation",
         "inspection_address",
         "lease_until_ns",
         "number",
         "reported_ns",
+        "revoked",
         "same_clock",
     )
 
@@ -101,14 +129,27 @@ class HostView:
         self.same_clock = True
         #: Watermark of each stream, and when it got there (nanoseconds since the Unix epoch).
         self.applied: dict[StreamId, tuple[Mark, int]] = {}
+        #: Message of the newest revocation of each stream, and when the last one was applied: as
+        #: `applied` has it, and as the host's clock says.
+        self.revoked: dict[StreamId, tuple[Mark, int, int]] = {}
+        #: All of them; those of `drifted` are the last.
         self.exceptions: list[ExceptionReport] = []
+        #: Streams of which it holds something else than it should, and the digest that says so.
+        self.drifted: dict[StreamId, tuple[bytes, ExceptionReport]] = {}
 
 
 class Wait:
     """The hosts concerned by something, and which of them have it."""
 
-    def __init__(self, requirements: Iterable[Concern], accepted_ns: int, quorum: float) -> None:
+    def __init__(
+        self,
+        requirements: Iterable[Concern],
+        accepted_ns: int,
+        quorum: float,
+        revocations: Mapping[StreamId, Mark],
+    ) -> None:
         self.accepted_ns = accepted_ns
+        self.revocations = revocations
         self.quorum = quorum
         #: What each host that is not there yet must reach.
         self.missing: dict[str, list[tuple[StreamId, Mark]]] = {}
@@ -117,6 +158,7 @@ class Wait:
                 self.missing.setdefault(host, []).append((stream, mark))
         self.concerned = len(self.missing)
         self.latencies_ns: list[int] = []
+        self.revocations_ns: list[int] = []
         self.same_clock = True
 
     @property
@@ -133,9 +175,15 @@ def _needed(quorum: float, hosts: int) -> int:
 class Convergence:
     """Reports of hosts in, progress of waits out."""
 
-    def __init__(self, follows: Callable[[str, StreamId], bool]) -> None:
+    def __init__(
+        self,
+        follows: Callable[[str, StreamId], bool],
+        digest_at: Callable[[str, StreamId, Mark], int | None] = lambda host, stream, mark: None,
+    ) -> None:
+        """`digest_at`: of what a host is to hold of a stream at a mark, where that is known."""
         self.hosts: dict[str, HostView] = {}
         self._follows = follows
+        self._digest_at = digest_at
         self._waits: dict[str, set[Wait]] = {}
 
     # --- reports ---
@@ -166,9 +214,14 @@ class Convergence:
             ExceptionReport(
                 StreamId.parse(e.stream),
                 Mark(e.epoch, e.sequence),
-                Why.PENDING if e.status == agent_pb2.ResourceException.PENDING else Why.REFUSED,
+                _WHY.get(e.status, Why.REFUSED),
                 f"{Kind(e.type).name.lower()}/{e.id}" if e.id else "message",
                 e.reason,
+                e.type,
+                e.id,
+                e.revision,
+                e.attempts,
+                e.stands_for or 1,
             )
             for e in report.exceptions
         ]
@@ -177,12 +230,22 @@ class Convergence:
             raise ValueError(f"a lease of {report.lease_s:g} s is none")
         self.hosts[report.host] = view
         if report.full or report.incarnation != view.incarnation:
-            view.applied = {}
+            view.applied, view.drifted = {}, {}
+        if report.incarnation != view.incarnation:
+            view.revoked = {}
         for stream in dropped:
             view.applied.pop(stream, None)
-        for stream, mark, applied_ns in streams:
+            view.revoked.pop(stream, None)
+            view.drifted.pop(stream, None)
+        for (stream, mark, applied_ns), told in zip(streams, report.streams, strict=True):
             view.applied[stream] = (mark, applied_ns)
-        view.exceptions = exceptions
+            if told.revoked_unix_ns:
+                revoked = Mark(told.revoked_epoch, told.revoked_sequence)
+                when = told.revoked_unix_ns if same_clock else now_ns
+                if view.revoked.get(stream, _NEVER)[2] != told.revoked_unix_ns:
+                    view.revoked[stream] = (revoked, when, told.revoked_unix_ns)
+            self._compare(report.host, view, stream, mark, told.digest)
+        view.exceptions = exceptions + [found for _, found in view.drifted.values()]
         view.incarnation, view.number = report.incarnation, report.number
         view.lease_until_ns = now_ns + int(report.lease_s * 1e9)
         view.reported_ns = now_ns
@@ -192,6 +255,30 @@ class Convergence:
         for wait in moved:
             self._forget(wait, report.host)
         return moved
+
+    def _compare(
+        self, host: str, view: HostView, stream: StreamId, mark: Mark, digest: bytes
+    ) -> None:
+        """Does a host hold what it should? Where it is behind the head that is not known.
+
+        Then it keeps comparing by itself: a quiet stream is where nobody else does.
+        """
+        known = self._digest_at(host, stream, mark) if digest else None
+        if known is not None:
+            expected = digests.to_bytes(known)
+            if expected == digest:
+                view.drifted.pop(stream, None)
+            else:
+                reason = (
+                    f"DRIFT: the digest of what it holds at {mark} is {digest.hex()}, and of what "
+                    f"was published {expected.hex()}"
+                )
+                found = ExceptionReport(stream, mark, Why.DRIFT, "stream", reason)
+                view.drifted[stream] = (expected, found)
+        elif stream in view.drifted:
+            expected, found = view.drifted[stream]
+            if found.mark != mark or expected == digest:
+                del view.drifted[stream]
 
     def lease(self, host: str, now_ns: int) -> Lease:
         view = self.hosts.get(host)
@@ -205,11 +292,20 @@ class Convergence:
 
     # --- waits ---
 
-    def begin(self, requirements: Iterable[Concern], accepted_ns: int, quorum: float = 1.0) -> Wait:
-        """Begin to wait; to be given back with `end`. Raises ValueError for a bad quorum."""
+    def begin(
+        self,
+        requirements: Iterable[Concern],
+        accepted_ns: int,
+        quorum: float = 1.0,
+        revocations: Mapping[StreamId, Mark] = MappingProxyType({}),
+    ) -> Wait:
+        """Begin to wait; to be given back with `end`. Raises ValueError for a bad quorum.
+
+        `revocations`: where on its streams that is which takes a permission away.
+        """
         if not 0 < quorum <= 1:
             raise ValueError(f"quorum {quorum:g} is not above 0 and at most 1")
-        wait = Wait(requirements, accepted_ns, quorum)
+        wait = Wait(requirements, accepted_ns, quorum, revocations)
         for host in list(wait.missing):
             if not self._settle(wait, host):
                 self._waits.setdefault(host, set()).add(wait)
@@ -242,6 +338,7 @@ class Convergence:
             expired=sorted(expired),
             latencies_ns=wait.latencies_ns,
             same_clock=wait.same_clock,
+            revocations_ns=wait.revocations_ns,
         )
 
     def _forget(self, wait: Wait, host: str) -> None:
@@ -271,6 +368,15 @@ class Convergence:
         if applied_at >= wait.accepted_ns > 0:
             wait.latencies_ns.append(applied_at - wait.accepted_ns)
             wait.same_clock = wait.same_clock and view.same_clock
+        if wait.revocations:
+            revoked_at = 0
+            for stream, _ in wants:
+                revoked = wait.revocations.get(stream)
+                at, when, _ = view.revoked.get(stream, _NEVER)
+                if revoked is not None and at >= revoked:
+                    revoked_at = max(revoked_at, when)
+            if revoked_at >= wait.accepted_ns > 0:
+                wait.revocations_ns.append(revoked_at - wait.accepted_ns)
         return True
 
     def _straggler(self, wait: Wait, host: str) -> Straggler:

@@ -13,7 +13,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ _parsed = lru_cache(1 << 14)(StreamId.parse)
 _PHASES = {
     (kind, deleted): ordering.phase(kind, deleted) for kind in Kind for deleted in (False, True)
 }
+_REVOCATION = ordering.phase(Kind.SECURITY_GROUP, False, True)
 
 
 class Publication(NamedTuple):
@@ -60,6 +61,8 @@ class Requirement(NamedTuple):
     mark: Mark
     #: None: all that follow the stream, see `Core.concerned`: a change must not cost a copy.
     hosts: frozenset[str] | None
+    #: Where the last of it is that takes a permission away; ORIGIN: nothing does.
+    revoked: Mark = ORIGIN
 
 
 class Accepted(NamedTuple):
@@ -152,13 +155,21 @@ class _Diff:
         self.joined: dict[StreamId, set[str]] = {}
 
     def add(
-        self, stream: StreamId, host: str, vpc: str, resource: Resource, gone: int, come: int
+        self,
+        stream: StreamId,
+        host: str,
+        vpc: str,
+        resource: Resource,
+        gone: int,
+        come: int,
+        revokes: bool = False,
     ) -> None:
         diff = self.streams.get(stream)
         if diff is None:
             diff = self.streams[stream] = _StreamDiff()
         addressed = _new(Addressed, (host, resource))
-        diff.items.append((_PHASES[resource[0], come == 0], addressed, gone, come))
+        phase = _REVOCATION if revokes else _PHASES[resource[0], come == 0]
+        diff.items.append((phase, addressed, gone, come))
         diff.concerned.add((vpc, host))
 
 
@@ -201,20 +212,32 @@ class Core:
         """What an intent would change. Changes nothing. Raises IntentRejected."""
         return self.desired.plan(intent)
 
-    def accept(self, changes: Changes, now_ns: int, traceparent: str = "") -> Accepted:
+    def accept(
+        self,
+        changes: Changes,
+        now_ns: int,
+        traceparent: str = "",
+        again: Collection[Key] = (),
+    ) -> Accepted:
         """Make changes so that were planned on this very state, and derive what to publish.
 
-        `now_ns`: nanoseconds since the Unix epoch. Raises ValueError before the first epoch.
+        `now_ns`: nanoseconds since the Unix epoch. What is in `again` and was on a stream is put
+        there with the next revision also if it is the same, deletions included. Raises ValueError
+        before the first epoch.
         """
         if self.epoch < 1:
             raise ValueError("no epoch has begun")
         self.desired.commit(changes)
         self.change += 1
-        diff = self._diff(self._derivation.touched(changes))
+        touched = self._derivation.touched(changes)
+        if again:
+            touched.update(dict.fromkeys(again))
+        diff = self._diff(touched, self._derivation.revoking(changes), frozenset(again))
         publications: list[Publication] = []
         requirements: list[Requirement] = []
         for stream, of_stream in diff.streams.items():
-            publications += self._publish(stream, of_stream.items, now_ns, traceparent)
+            published, revoked = self._publish(stream, of_stream.items, now_ns, traceparent)
+            publications += published
             mark = self.streams[stream].mark
             for vpc, host in of_stream.concerned:
                 self._accepted_ns[vpc] = now_ns
@@ -222,7 +245,7 @@ class Core:
                     self._inbox_places.setdefault(vpc, {})[host] = (stream, mark)
             inbox = stream.kind is StreamKind.INBOX
             hosts = frozenset(host for _, host in of_stream.concerned) if inbox else None
-            requirements.append(Requirement(stream, mark, hosts))
+            requirements.append(Requirement(stream, mark, hosts, revoked))
         for stream, hosts_joined in diff.joined.items():
             # What they need of it may all have been published by earlier changes.
             state = self.streams[stream]
@@ -259,7 +282,9 @@ class Core:
         if key.kind is Kind.SUBSCRIPTION:
             self._stream(_parsed(key.id)).follow(host, True)
 
-    def _diff(self, touched: Iterable[Key]) -> _Diff:
+    def _diff(
+        self, touched: Iterable[Key], revoking: Collection[Key], again: Collection[Key]
+    ) -> _Diff:
         diff = _Diff()
         records = self._records
         build = self._derivation.build
@@ -276,6 +301,10 @@ class Core:
                     records[key] = old._replace(revision=old.revision + 1, hash=0)
                     if kind is Kind.SUBSCRIPTION:
                         self._stream(_parsed(id_)).follow(old.host, False)
+                elif old is not None and key in again:
+                    gone = Resource(kind, id_, old.revision + 1, b"")
+                    diff.add(old.stream, old.host, old.vpc, gone, 0, 0)
+                    records[key] = old._replace(revision=old.revision + 1)
                 continue
             stream, host, vpc, config = new
             revision, replaced = 1, 0
@@ -283,7 +312,8 @@ class Core:
                 revision = old.revision + 1
                 if live and (old.stream, old.host) == (stream, host):
                     config.revision_number = old.revision
-                    if item_hash(kind, config.SerializeToString()) == old.hash:
+                    same = item_hash(kind, config.SerializeToString()) == old.hash
+                    if same and key not in again:
                         continue
                     replaced = old.hash
                 elif live:
@@ -293,7 +323,7 @@ class Core:
             payload: bytes = config.SerializeToString()
             come = item_hash(kind, payload)
             resource = _new(Resource, (kind, id_, revision, payload))
-            diff.add(stream, host, vpc, resource, replaced, come)
+            diff.add(stream, host, vpc, resource, replaced, come, replaced != 0 and key in revoking)
             records[key] = _new(Record, (stream, host, vpc, revision, come))
             if kind is Kind.SUBSCRIPTION:
                 followed = _parsed(id_)
@@ -310,12 +340,16 @@ class Core:
 
     def _publish(
         self, stream: StreamId, items: list[_Item], now_ns: int, traceparent: str
-    ) -> list[Publication]:
-        """Put a change set on a stream, as one message or as many as its size takes."""
+    ) -> tuple[list[Publication], Mark]:
+        """Put a change set on a stream, as one message or as many as its size takes.
+
+        Gives also the mark of the last one that takes a permission away.
+        """
         state = self._stream(stream)
         items.sort(key=itemgetter(0))
         chunks = packing.chunk([addressed for _, addressed, _, _ in items], self._chunk_bytes)
         publications = []
+        revoked = ORIGIN
         start = 0
         for number, chunk in enumerate(chunks, 1):
             part = items[start : start + len(chunk)]
@@ -328,6 +362,8 @@ class Core:
             else:
                 after, mark = state.mark, Mark(self.epoch, 1)
             state.mark = mark
+            if part[0][0] == _REVOCATION:
+                revoked = mark  # they come first, also within a message
             envelope = Envelope(
                 schema=FORMAT_V2,
                 stream=stream,
@@ -343,7 +379,7 @@ class Core:
                 traceparent=traceparent,
             )
             publications.append(Publication(envelope, payload))
-        return publications
+        return publications, revoked
 
     def _settle(self, state: StreamState, part: list[_Item]) -> dict[str, int]:
         """Bring the digests of a stream, and of the hosts concerned, past these items."""
@@ -359,6 +395,31 @@ class Core:
             after = (self._host_digests.get(host, digests.EMPTY) + change) & digests.MASK
             self._host_digests[host] = hosts[host] = after
         return hosts
+
+    # --- what hosts say of single resources ---
+
+    def knows(self, key: Key) -> bool:
+        """Is there such a resource, or was there ever?"""
+        return key in self._records
+
+    def vpc_of(self, stream: StreamId, key: Key) -> str:
+        """The VPC of a resource on a stream, or of the stream itself; empty if none is known."""
+        record = self._records.get(key)
+        if record is None and stream.kind is StreamKind.SECURITY_GROUP:
+            record = self._records.get(Key(Kind.SECURITY_GROUP, stream.id))
+        if record is not None:
+            return record.vpc
+        return stream.id if stream.kind is StreamKind.VPC else ""
+
+    def digest_at(self, host: str, stream: StreamId, mark: Mark) -> int | None:
+        """Digest of what a host is to hold of a stream at a mark; None: it is known at heads only.
+
+        Not to be asked while another thread works on the core.
+        """
+        state = self.streams.get(stream)
+        if state is None or state.mark != mark:
+            return None
+        return self.host_digest(host) if stream.kind is StreamKind.INBOX else state.digest
 
     # --- checkpoints ---
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
 from goalstate.dpm.admission import Admission, AdmissionPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy, Checkpoints, place_of
-from goalstate.dpm.convergence import Concern, Convergence, Progress, Wait
+from goalstate.dpm.convergence import Convergence, Progress, Wait
 from goalstate.dpm.core import Accepted, Core, Publication, Requirement
 from goalstate.dpm.errors import LogHeld, NotServing, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
@@ -49,15 +49,16 @@ from goalstate.dpm.recovery import (
     Changes,
     not_on_topics,
     remember,
+    republished,
 )
 from goalstate.dpm.snapshot import SnapshotPolicy, newest_end, write_snapshot
 from goalstate.dpm.standby import Standby
 from goalstate.gs import intent_codec
-from goalstate.gs.errors import IntentRejected
+from goalstate.gs.errors import IntentRejected, Violation
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.streams import StreamId, vpc_stream
+from goalstate.gs.streams import ORIGIN, Mark, StreamId, vpc_stream
 from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
@@ -65,6 +66,10 @@ log = structlog.get_logger()
 #: A larger intent (bytes) is worked on in a thread, so that the loop stays responsive: it takes a
 #: call in within some of its turns, and what it has not taken in, it cannot shed.
 THREAD_ABOVE_BYTES = 8_000
+#: Likewise, resources that are published again.
+THREAD_ABOVE_RESOURCES = 100
+#: Bytes that one of these counts as, where load is measured.
+REPUBLISHED_BYTES = 200
 #: Seconds between two steps that a watcher is told of, at least.
 WATCH_STEP_S = 0.1
 #: Seconds between two notes in the log of what is published.
@@ -143,7 +148,7 @@ class Engine:
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
         self._problem = "starting"
-        self.convergence = Convergence(self._follows)
+        self.convergence = Convergence(self._follows, self._digest_at)
         # What recovery makes anew:
         self.core = Core(topics, security_groups_own_stream=security_groups_own_stream)
         self._changes: Changes = OrderedDict()
@@ -446,9 +451,19 @@ class Engine:
         Raises IntentRejected, Overloaded, NotServing (then it is either wholly accepted or wholly
         not). A caller that goes away does not undo it: what was begun is brought to its end.
         """
-        size = message.ByteSize()
+        change = log_pb2.Change(intent=message, traceparent=traceparent)
+        return await self._begin(change, message.ByteSize())
+
+    async def republish(
+        self, names: Sequence[intent_pb2.ResourceName], traceparent: str = ""
+    ) -> Outcome:
+        """Put resources on their streams again; as `apply`, with the same errors."""
+        change = log_pb2.Change(republished=names, traceparent=traceparent)
+        return await self._begin(change, len(names) * REPUBLISHED_BYTES)
+
+    async def _begin(self, change: log_pb2.Change, size: int) -> Outcome:
         self._admission.enter(size, self._unconfirmed, time.monotonic())
-        task = asyncio.ensure_future(self._apply(message, traceparent))
+        task = asyncio.ensure_future(self._apply(change))
         self._applying.add(task)
         task.add_done_callback(partial(self._applied, size))
         return await asyncio.shield(task)
@@ -467,16 +482,16 @@ class Engine:
         if not task.cancelled():
             task.exception()  # its caller may be gone, and an error is not to be reported twice
 
-    async def _apply(self, message: intent_pb2.Intent, traceparent: str) -> Outcome:
+    async def _apply(self, change: log_pb2.Change) -> Outcome:
         async with self._lock:
             if not self.serving:
                 raise NotServing(f"the publisher is not serving just now: {self.problem}")
-            now = self._clock_ns()
+            change.accepted_unix_ns = self._clock_ns()
             try:
-                if _is_large(message):
-                    accepted = await asyncio.to_thread(self._accept, message, now, traceparent)
+                if _is_large(change):
+                    accepted = await asyncio.to_thread(self._accept, change)
                 else:
-                    accepted = self._accept(message, now, traceparent)
+                    accepted = self._accept(change)
             except IntentRejected:
                 raise
             except Exception as error:
@@ -492,12 +507,7 @@ class Engine:
                 earlier = self._appended[-1].answer if self._appended else None
                 newest = self.core.change
             else:
-                change = log_pb2.Change(
-                    change=accepted.change,
-                    accepted_unix_ns=now,
-                    intent=message,
-                    traceparent=traceparent,
-                )
+                change.change = accepted.change
                 durable = self._log.append(log_pb2.Record(change=change))
                 answer = asyncio.get_running_loop().create_future()
                 self._appended.append(_Appended(durable, accepted, answer))
@@ -510,9 +520,23 @@ class Engine:
         await answer
         return Outcome(accepted.change, accepted.changed_objects, accepted.requirements)
 
-    def _accept(self, message: intent_pb2.Intent, now: int, traceparent: str) -> Accepted | None:
-        changes = self.core.plan(intent_codec.from_proto(message))
-        return self.core.accept(changes, now, traceparent) if changes else None
+    def _accept(self, change: log_pb2.Change) -> Accepted | None:
+        changes = self.core.plan(intent_codec.from_proto(change.intent))
+        again = republished(change.republished)
+        unknown = [
+            Violation(
+                f"resources[{place}]",
+                "UNKNOWN_RESOURCE",
+                f"{key.kind.name.lower()}/{key.id} never was on a stream",
+            )
+            for place, key in enumerate(again)
+            if not self.core.knows(key)
+        ]
+        if unknown:
+            raise IntentRejected(unknown)
+        if not changes and not again:
+            return None
+        return self.core.accept(changes, change.accepted_unix_ns, change.traceparent, again)
 
     def _on_durable(self, done: asyncio.Future[bytes]) -> None:
         if not done.cancelled():
@@ -560,6 +584,10 @@ class Engine:
     def _follows(self, host: str, stream: StreamId) -> bool:
         return self.core.follows(host, stream)  # of the core as it is now: recovery makes another
 
+    def _digest_at(self, host: str, stream: StreamId, mark: Mark) -> int | None:
+        # While it is locked, another thread may be half way.
+        return None if self._lock.locked() else self.core.digest_at(host, stream, mark)
+
     def _on_report(self, message: Message) -> None:
         try:
             report = agent_pb2.Report.FromString(message.payload)
@@ -602,7 +630,7 @@ class Engine:
             await self.confirm()
         async with self._lock:
             core = self.core
-            wait = self.convergence.begin(*self._target(change, vpc), quorum)
+            wait = self._begin_wait(change, vpc, quorum)
         event = self._moved[wait] = asyncio.Event()
         try:
             while True:
@@ -630,7 +658,7 @@ class Engine:
                     # What was wanted may have been lost with the log that it was to go into.
                     async with self._lock:
                         core = self.core
-                        renewed = self.convergence.begin(*self._target(change, vpc), quorum)
+                        renewed = self._begin_wait(change, vpc, quorum)
                     self._end(wait)
                     wait = renewed
                     self._moved[wait] = event
@@ -641,9 +669,16 @@ class Engine:
         self.convergence.end(wait)
         del self._moved[wait]
 
-    def _target(self, change: int | None, vpc: str | None) -> tuple[list[Concern], int]:
+    def _begin_wait(self, change: int | None, vpc: str | None, quorum: float) -> Wait:
         requirements, accepted_ns = self._required(change, vpc)
-        return [(r.stream, r.mark, self.core.concerned(r)) for r in requirements], accepted_ns
+        concerns = [(r.stream, r.mark, self.core.concerned(r)) for r in requirements]
+        # Of one change only: of several, the host tells the newest.
+        revocations = (
+            {r.stream: r.revoked for r in requirements if r.revoked > ORIGIN}
+            if change is not None
+            else {}
+        )
+        return self.convergence.begin(concerns, accepted_ns, quorum, revocations)
 
     def _required(self, change: int | None, vpc: str | None) -> tuple[list[Requirement], int]:
         if change is not None:
@@ -707,6 +742,9 @@ class Engine:
         return vpc_stream(vpc) in self.core.streams
 
 
-def _is_large(message: intent_pb2.Intent) -> bool:
+def _is_large(change: log_pb2.Change) -> bool:
     """Does it take long to work on? A cascade may, however short it is to say."""
-    return message.ByteSize() > THREAD_ABOVE_BYTES or any(d.cascade for d in message.deletes)
+    if len(change.republished) > THREAD_ABOVE_RESOURCES:
+        return True
+    cascades = any(deletion.cascade for deletion in change.intent.deletes)
+    return change.intent.ByteSize() > THREAD_ABOVE_BYTES or cascades

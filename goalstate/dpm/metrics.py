@@ -49,7 +49,7 @@ class Metrics:
         )
         self.exceptions = Gauge(
             "goalstate_dpm_exceptions",
-            "Resources that hosts report as not applied.",
+            "Resources that hosts report as not applied, and streams that drifted.",
             ["status"],
             registry=r,
         )

@@ -16,9 +16,12 @@ from goalstate.dpm.core import Accepted, Core, Publication
 from goalstate.dpm.errors import LogUnreadable
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import intent_codec
+from goalstate.gs.derivation import Key
 from goalstate.gs.envelope import Envelope, MessageKind
 from goalstate.gs.errors import EnvelopeError, GoalStateError
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
+from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.topics import Topics
 
@@ -29,6 +32,11 @@ REMEMBERED_CHANGES = 20_000
 
 #: Changes by number, oldest first; what they published has its own way and is left out.
 Changes = OrderedDict[int, Accepted]
+
+
+def republished(names: Iterable[intent_pb2.ResourceName]) -> list[Key]:
+    """What is to be put on streams again. Raises ValueError where a kind is none."""
+    return [Key(Kind(name.type), name.id, name.host) for name in names]
 
 
 def remember(changes: Changes, accepted: Accepted) -> None:
@@ -111,7 +119,8 @@ class Replay:
 
     def _change(self, change: log_pb2.Change) -> None:
         changes = self.core.plan(intent_codec.from_proto(change.intent))
-        accepted = self.core.accept(changes, change.accepted_unix_ns, change.traceparent)
+        again = republished(change.republished)
+        accepted = self.core.accept(changes, change.accepted_unix_ns, change.traceparent, again)
         if accepted.change != change.change:
             raise ValueError(f"it would be change {accepted.change} here")
         remember(self.changes, accepted)

@@ -13,9 +13,10 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from goalstate.dpm.convergence import Lease, Progress, Why
+from goalstate.dpm.convergence import Lease, Progress
 from goalstate.dpm.engine import Engine, Outcome
 from goalstate.dpm.errors import NotServing, Overloaded, UnknownChange
+from goalstate.dpm.exceptions import WHY, tell_exceptions
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import digest as digests
 from goalstate.gs import intent_codec
@@ -28,6 +29,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import (
     dataplane_manager_pb2_grpc as api_grpc,
 )
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, StreamKind
 
 #: Bytes of violations that a refusal names: a client takes 8 KB of trailers, unless told otherwise.
@@ -37,12 +39,6 @@ TEXT_CHARACTERS = 600
 #: Objects in one piece of GetIntent.
 PIECE_OBJECTS = 2000
 MAX_WAIT_S = 24 * 3600.0
-_WHY = {
-    Why.BEHIND: api.Straggler.BEHIND,
-    Why.NEVER_REPORTED: api.Straggler.NEVER_REPORTED,
-    Why.REFUSED: api.Straggler.REFUSED,
-    Why.PENDING: api.Straggler.PENDING,
-}
 
 #: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
 ACTIVE_ADDRESS = "goalstate-active-address"
@@ -95,10 +91,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         except IntentRejected as error:
             await _refuse(context, error)
         except Overloaded as error:
-            self._metrics.changes.labels(result="shed").inc()
-            after_ms = str(max(1, round(error.retry_after_s * 1000)))
-            context.set_trailing_metadata(((RETRY_AFTER, after_ms),))
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await self._abort_shed(context, error)
         except NotServing as error:
             await self._abort_unavailable(context, error)
 
@@ -144,6 +137,28 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         ).inc()
         self._metrics.apply_seconds.observe(time.perf_counter() - started)
         return _reply(request.request_id, outcome)
+
+    async def Republish(
+        self, request: api.RepublishRequest, context: Context
+    ) -> api.RepublishReply:
+        if not request.resources:
+            await _abort(
+                context, grpc.StatusCode.INVALID_ARGUMENT, "resources: name what is to come again"
+            )
+        unknown = {name.type for name in request.resources} - set(Kind)
+        if unknown:
+            text = f"resources: there is no kind {min(unknown)}"
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+        try:
+            outcome = await self._engine.republish(request.resources, _traceparent(context))
+        except IntentRejected as error:
+            await _refuse(context, error)
+        except Overloaded as error:
+            await self._abort_shed(context, error)
+        except NotServing as error:
+            await self._abort_unavailable(context, error)
+        self._metrics.changes.labels(result="republished").inc()
+        return api.RepublishReply(change=outcome.change, streams=_positions(outcome))
 
     # --- convergence ---
 
@@ -227,9 +242,10 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 f"there is no VPC {request.vpc_id!r}, and never was",
             )
         async with engine.lock:
-            return self._status(request.vpc_id, request.hosts)
+            return self._status(request)
 
-    def _status(self, vpc_id: str, with_hosts: bool) -> api.StatusReply:
+    def _status(self, request: api.StatusRequest) -> api.StatusReply:
+        vpc_id = request.vpc_id
         engine, core, now = self._engine, self._engine.core, time.time_ns()
         reply = api.StatusReply(
             writer=engine.writer,
@@ -276,7 +292,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         for host_id in sorted(wanted):
             lease = engine.convergence.lease(host_id, now)
             count[lease] += 1
-            if with_hosts:
+            if request.hosts:
                 view = engine.convergence.hosts.get(host_id)
                 reply.host_list.add(
                     host=host_id,
@@ -284,9 +300,10 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     lease=lease.value,
                     last_report_age_s=(now - view.reported_ns) / 1e9 if view else -1,
                     ports=len(core.desired.ports_of_host(host_id)),
-                    exceptions=len(view.exceptions) if view else 0,
+                    exceptions=sum(e.stands_for for e in view.exceptions) if view else 0,
                     inspection_address=view.inspection_address if view else "",
                 )
+        tell_exceptions(reply, core, engine.convergence, sorted(wanted), request)
         reply.hosts_live = count[Lease.LIVE]
         reply.hosts_expired = count[Lease.EXPIRED]
         reply.hosts_never_reported = count[Lease.NEVER_REPORTED]
@@ -319,6 +336,12 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         if not self._engine.serving:
             problem = NotServing(f"the publisher is not serving just now: {self._engine.problem}")
             await self._abort_unavailable(context, problem)
+
+    async def _abort_shed(self, context: Context, error: Overloaded) -> NoReturn:
+        self._metrics.changes.labels(result="shed").inc()
+        after_ms = str(max(1, round(error.retry_after_s * 1000)))
+        context.set_trailing_metadata(((RETRY_AFTER, after_ms),))
+        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     async def _abort_unavailable(self, context: Context, error: NotServing) -> NoReturn:
         active = self._engine.active
@@ -380,11 +403,15 @@ def _reply(request_id: str, outcome: Outcome) -> api.ApplyReply:
         request_id=request_id,
         change=outcome.change,
         changed_objects=outcome.changed_objects,
-        streams=[
-            api.StreamPosition(stream=str(stream), epoch=mark.epoch, sequence=mark.sequence)
-            for stream, mark, _ in outcome.requirements
-        ],
+        streams=_positions(outcome),
     )
+
+
+def _positions(outcome: Outcome) -> list[api.StreamPosition]:
+    return [
+        api.StreamPosition(stream=str(r.stream), epoch=r.mark.epoch, sequence=r.mark.sequence)
+        for r in outcome.requirements
+    ]
 
 
 async def _refuse(context: Context, error: IntentError) -> NoReturn:
@@ -416,7 +443,7 @@ def _wait_reply(progress: Progress, elapsed_s: float) -> api.WaitReply:
         stragglers=[
             api.Straggler(
                 host=s.host,
-                why=_WHY[s.why],
+                why=WHY[s.why],
                 stream=str(s.stream),
                 applied=str(s.applied) if s.applied > ORIGIN else "",
                 wanted=str(s.wanted),
@@ -429,21 +456,28 @@ def _wait_reply(progress: Progress, elapsed_s: float) -> api.WaitReply:
         expired_hosts=progress.expired,
         elapsed_s=elapsed_s,
     )
-    if progress.latencies_ns:
-        ordered = sorted(progress.latencies_ns)
-
-        def rank(share: float) -> float:
-            # Nearest rank: a latency that was seen, not one between two.
-            return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)] / 1e6
-
-        reply.latency.count = len(ordered)
-        reply.latency.p50_ms = rank(0.5)
-        reply.latency.p90_ms = rank(0.9)
-        reply.latency.p99_ms = rank(0.99)
-        reply.latency.max_ms = ordered[-1] / 1e6
-        reply.latency.clock = (
-            "same clock"
-            if progress.same_clock
-            else "hosts on other clocks: time of receipt of their report, an upper bound"
-        )
+    _tell_latency(reply.latency, progress.latencies_ns, progress.same_clock)
+    _tell_latency(reply.revocation_latency, progress.revocations_ns, progress.same_clock)
     return reply
+
+
+def _tell_latency(latency: api.Latency, latencies_ns: list[int], same_clock: bool) -> None:
+    """Fill it, unless there is none."""
+    if not latencies_ns:
+        return
+    ordered = sorted(latencies_ns)
+
+    def rank(share: float) -> float:
+        # Nearest rank: a latency that was seen, not one between two.
+        return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)] / 1e6
+
+    latency.count = len(ordered)
+    latency.p50_ms = rank(0.5)
+    latency.p90_ms = rank(0.9)
+    latency.p99_ms = rank(0.99)
+    latency.max_ms = ordered[-1] / 1e6
+    latency.clock = (
+        "same clock"
+        if same_clock
+        else "hosts on other clocks: time of receipt of their report, an upper bound"
+    )

@@ -28,7 +28,7 @@ from goalstate.gs.desired import Changes, ObjectChange
 from goalstate.gs.intent import FIELDS, ObjectKind
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.resources import Kind
-from goalstate.gs.streams import Mark, StreamId
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
 #: Bytes of the changes that are remembered, all together.
 REMEMBERED_BYTES = 4 * 1024 * 1024
@@ -122,7 +122,11 @@ class Restoring:
                 }
         for change in section.changes:
             requirements = [
-                Requirement(*self._place(r.place), frozenset(r.hosts) if r.of_hosts else None)
+                Requirement(
+                    *self._place(r.place),
+                    frozenset(r.hosts) if r.of_hosts else None,
+                    self._place(r.revoked)[1] if r.HasField("revoked") else ORIGIN,
+                )
                 for r in change.requirements
             ]
             replay.changes[change.change] = Accepted(
@@ -227,9 +231,11 @@ def _remembered(replay: Replay) -> list[log_pb2.SnapshotChange]:
             accepted_unix_ns=accepted.accepted_ns,
             changed_objects=accepted.changed_objects,
         )
-        for stream, mark, hosts in accepted.requirements:
+        for stream, mark, hosts, revoked in accepted.requirements:
             requirement = change.requirements.add(of_hosts=hosts is not None, hosts=hosts or ())
             _put(requirement.place, stream, mark)
+            if revoked > ORIGIN:
+                _put(requirement.revoked, stream, revoked)
         size += change.ByteSize()
         if size > REMEMBERED_BYTES:
             break

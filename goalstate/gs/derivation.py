@@ -120,6 +120,27 @@ class Derivation:
                 keys.update(dict.fromkeys(self._touched_by(change)))
         return keys
 
+    def revoking(self, changes: Changes) -> set[Key]:
+        """Keys of the resources of which a change takes a permission away (see `ordering`).
+
+        Told from the objects: what was published before is not kept.
+        """
+        keys: set[Key] = set()
+        for kind, before, after in changes:
+            if before is None or after is None:
+                continue
+            if kind is ObjectKind.SECURITY_GROUP:
+                had = {rule._replace(id="") for rule in before.rules}
+                if not had <= {rule._replace(id="") for rule in after.rules}:
+                    keys.add(Key(Kind.SECURITY_GROUP, after.id))
+            elif kind is ObjectKind.PORT:
+                left = not set(before.security_group_ids) <= set(after.security_group_ids)
+                if left:
+                    keys.add(Key(Kind.NEIGHBOR, after.id))
+                if left or (after.admin_down and not before.admin_down):
+                    keys.add(Key(Kind.PORT, after.id))
+        return keys
+
     def _touched_by(self, change: ObjectChange) -> Iterator[Key]:
         """By a change of anything but a port."""
         kind, before, after = change

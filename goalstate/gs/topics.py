@@ -59,5 +59,9 @@ class Topics(NamedTuple):
         """Where the snapshots of the intent log are. There is no such topic before the first."""
         return f"{self.prefix}/intent.checkpoint"
 
+    def dead_letters(self, shard: int) -> str:
+        """As many as topics of reports."""
+        return f"{self.prefix}/dead-letters.{shard % self.report_shards}"
+
     def reports(self, shard: int) -> str:
         return f"{self.prefix}/reports.{shard % self.report_shards}"

@@ -57,7 +57,7 @@ class _Host:
                 self._open(action)
             elif isinstance(action, Unfollow):
                 self._close(action.stream)
-            else:
+            elif isinstance(action, Program):
                 self._program(action)
 
     def stop(self) -> None:
@@ -118,7 +118,7 @@ class World:
             chunk_bytes=settings.chunk_bytes,
         )
         self.core.begin_epoch(1)
-        self.convergence = Convergence(self.core.follows)
+        self.convergence = Convergence(self.core.follows, self.core.digest_at)
         self.hosts: dict[str, _Host] = {}
         #: How often the agent of each host was started.
         self._starts = Counter[str]()

@@ -64,11 +64,18 @@ class FleetRig:
         open_at_a_time: int = 256,
         pending_deadline_s: float = 30,
         state: StateFile | None = None,
+        audit_s: float = 0,
     ) -> AsyncIterator[Fleet]:
         settings = FleetSettings(
-            HostSettings(TOPICS, int(pending_deadline_s * 1e9), limit),
+            HostSettings(
+                TOPICS,
+                int(pending_deadline_s * 1e9),
+                limit,
+                audit_interval_ns=int(audit_s * 1e9),
+            ),
             TOPICS.reports(0),
             "clock-1",
+            TOPICS.dead_letters(0),
             lease_s=lease_s,
             open_readers_at_a_time=open_at_a_time,
             inspection_address="127.0.0.1:1",
@@ -99,6 +106,8 @@ class FailingBus(MemoryBus):
         super().__init__(broker, name)
         #: Raised by the next opens, one each.
         self.failures: list[Exception] = []
+        #: The same of producers.
+        self.producer_failures: list[Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.opening = 0
@@ -122,6 +131,11 @@ class FailingBus(MemoryBus):
             return await super().last(topic)
         finally:
             self.looking -= 1
+
+    async def open_producer(self, topic: str, **options: Any) -> Any:
+        if self.producer_failures:
+            raise self.producer_failures.pop(0)
+        return await super().open_producer(topic, **options)
 
     async def open_reader(self, topic: str, start: bytes, sink: Sink) -> Any:
         self.opening += 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Refusal, Unfollow
 from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.reports import Reporter
+from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state import Journal, StoredStream
+from goalstate.agent.stream import Fault
 from goalstate.bus.base import EARLIEST
 from goalstate.bus.errors import PositionGone
 from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
@@ -284,6 +286,8 @@ class Rig:
         counting: bool = False,
         deadline_s: float = 30,
         limit: int = 4096,
+        attempts: int = 8,
+        audit_s: float = 0,
         stored: Iterable[StoredStream] = (),
     ) -> None:
         """`beside` another one: on its broker, with its publishers. It begins with `stored`."""
@@ -291,7 +295,13 @@ class Rig:
         self.broker: MemoryBroker = (
             beside.broker if beside else MemoryBroker(lambda: self.now, faults or Faults())
         )
-        settings = HostSettings(TOPICS, int(deadline_s * 1e9), limit)
+        settings = HostSettings(
+            TOPICS,
+            int(deadline_s * 1e9),
+            limit,
+            retry=RetryPolicy(attempts),
+            audit_interval_ns=int(audit_s * 1e9),
+        )
         self.core = HostCore(host, INBOX, settings, counting=counting, journal=Journal())
         self.reporter = Reporter(self.core, incarnation=7, lease_s=30)
         self.plane = MemoryDataPlane()
@@ -299,6 +309,11 @@ class Rig:
         self.programs: list[Sequence[Resource]] = []
         #: Ids that the data plane refuses.
         self.refuse: set[str] = set()
+        #: Ids that it refuses for now.
+        self.busy: set[str] = set()
+        #: Can the data plane be read back, and of which kinds it was.
+        self.readable = True
+        self.read_backs: list[Kind] = []
         #: Programs wait for `finish` as long as this is True.
         self.slow = False
         self.waiting: list[Program] = []
@@ -353,6 +368,10 @@ class Rig:
             elif isinstance(action, Unfollow):
                 if action.stream in self.readers:
                     self.broker.detach(self.readers.pop(action.stream))
+            elif isinstance(action, ReadBack):
+                self.read_backs.append(action.kind)
+                table = self.plane.tables[action.kind] if self.readable else None
+                todo += self.core.read_back(action.number, action.kind, table, self.now)
             else:
                 self.programs.append(action.operations)
                 if self.slow:
@@ -368,9 +387,9 @@ class Rig:
 
     def _finish(self, program: Program) -> list[Action]:
         refused = {
-            place: "no room"
+            place: Refusal("no room", one.id in self.busy)
             for place, one in enumerate(program.operations)
-            if one.id in self.refuse
+            if one.id in self.refuse or one.id in self.busy
         }
         self.plane.program(
             [one for place, one in enumerate(program.operations) if place not in refused],
@@ -422,7 +441,7 @@ class Rig:
     def exceptions(self) -> dict[str, str]:
         """Kind/id → status and the first word of the reason."""
         return {
-            name: f"{'PENDING' if fault.pending else 'REFUSED'} {fault.reason.split(':')[0]}"
+            name: f"{_status(fault)} {fault.reason.split(':')[0]}"
             for name, fault in self.faults().items()
         }
 
@@ -438,5 +457,12 @@ class Rig:
         host = self.core.host if publisher.stream.kind is StreamKind.INBOX else ""
         return self.core.streams[publisher.stream].live.digest == publisher.digest(host)
 
+    def letters(self, limit: int = 1 << 20) -> list[agent_pb2.DeadLetter]:
+        return self.core.dead_letters(limit)
+
     def report(self, *, full: bool = False) -> agent_pb2.HostReport | None:
         return self.reporter.report(full=full)
+
+
+def _status(fault: Fault) -> str:
+    return "PENDING" if fault.pending else "RETRYING" if fault.retrying else "REFUSED"

@@ -59,3 +59,9 @@ def test_hosts_that_have_no_address_are_refused() -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no configuration file .*nothing\.yaml"):
         AgentConfig.load(tmp_path / "nothing.yaml", broker=BROKER)
+
+
+def test_audits_get_time_or_are_off() -> None:
+    assert AgentConfig.load(broker=BROKER, audit_interval_s=0).audit_interval_s == 0
+    with pytest.raises(ValidationError, match="0 for no audits, or at least 10"):
+        AgentConfig.load(broker=BROKER, audit_interval_s=9.9)

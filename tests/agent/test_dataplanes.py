@@ -6,6 +6,7 @@ from statistics import median
 
 import pytest
 
+from goalstate.agent.actions import Refusal
 from goalstate.agent.dataplanes import (
     L2,
     L3,
@@ -119,5 +120,5 @@ def test_a_modelled_data_plane_answers_later_and_says_what_it_refused() -> None:
     ((seconds, then),) = timers
     assert seconds == pytest.approx(0.0021)
     then()
-    assert answers == [{1: "injected failure: the id matches"}]
+    assert answers == [{1: Refusal("injected failure: the id matches")}]
     assert list(plane.table.tables[Kind.NEIGHBOR]) == ["port-1"]

@@ -241,6 +241,9 @@ class Registry(api_grpc.DataPlaneManagerServicer):
     def Watch(self, request: Any, context: Any) -> Any:
         return self._unused(request, context)
 
+    def Republish(self, request: Any, context: Any) -> Any:
+        return self._unused(request, context)
+
     def GetStatus(self, request: Any, context: Any) -> Any:
         return self._unused(request, context)
 

@@ -50,6 +50,8 @@ class Publisher(DataPlaneManagerServicer):
         self.next_change = 0
         self.applied: list[intent_pb2.Intent] = []
         self.waited: list[api.WaitRequest] = []
+        self.asked: list[api.StatusRequest] = []
+        self.republished: list[list[intent_pb2.ResourceName]] = []
 
     def accept(self, intent: intent_pb2.Intent) -> api.ApplyReply:
         change = len(self.applied)
@@ -78,6 +80,11 @@ class Publisher(DataPlaneManagerServicer):
             reply.request_id = request.request_id
             yield reply
 
+    def Republish(self, request: Any, context: Any) -> Any:
+        self._check(context)
+        self.republished.append(list(request.resources))
+        return api.RepublishReply(change=8)
+
     def Wait(self, request: Any, context: Any) -> Any:
         self._check(context)
         self.waited.append(request)
@@ -90,10 +97,13 @@ class Publisher(DataPlaneManagerServicer):
 
     def GetStatus(self, request: Any, context: Any) -> Any:
         self._check(context)
+        self.asked.append(request)
         reply = api.StatusReply()
         reply.CopyFrom(self.status)
         if not request.hosts:
             del reply.host_list[:]
+        if not request.exceptions:
+            del reply.exception_list[:]
         if self.next_change:
             self.status.change = self.next_change
         return reply

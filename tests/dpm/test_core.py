@@ -540,7 +540,7 @@ def test_all_that_was_published_is_waited_for_by_somebody(scenario: str, own_str
     published: dict[tuple[str, StreamId], Mark] = {}
     for intent in SCENARIOS[scenario]():
         for requirement in accept(core, intent).requirements:
-            stream, mark, _ = requirement
+            stream, mark, *_ = requirement
             published.update({(name, stream): mark for name in core.concerned(requirement)})
     wanted = by_stream(core, core.requirements_of_all())
     for (name, stream), mark in published.items():

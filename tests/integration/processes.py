@@ -121,9 +121,9 @@ class System:
     def kill_dpm(self) -> None:
         self._dpm.kill()
 
-    def start_fleet(self, hosts: int, first: int = 0) -> None:
+    def start_fleet(self, hosts: int, first: int = 0, **settings: Any) -> None:
         """Hosts that report often, so that who asks a new publisher need not wait for them."""
-        fleet = self.agents.start(hosts, first=first, register=False, lease_s=3)
+        fleet = self.agents.start(hosts, first=first, register=False, lease_s=3, **settings)
         self.fleets[f"fleet-{first}"] = fleet.process.child
 
     # --- the publisher ---

@@ -221,7 +221,7 @@ def fingerprint(played: Played) -> str:
     hashed = hashlib.sha256()
     for accepted in played.accepted:
         hashed.update(repr(accepted.publications).encode())
-        for stream, mark, hosts in accepted.requirements:
+        for stream, mark, hosts, _ in accepted.requirements:
             hashed.update(repr((stream, mark, hosts and sorted(hosts))).encode())
     hashed.update(repr(played.refusals).encode())
     return f"{played.seed} {hashed.hexdigest()}"

@@ -207,7 +207,7 @@ def check_wait(
     was wanted before it left; one that is misled by a former publisher is so until
     the new one says more. Raises Violation.
     """
-    stream, mark, _ = requirement
+    stream, mark, *_ = requirement
     hosts = {
         host
         for host, subscribed in concerned.items()
@@ -375,3 +375,6 @@ def check_hosts(
                 if said.get((kind, id_)) != agent.programmed.get((kind, id_))
             )
             raise Violation(f"{name}: its data plane differs in {odd}")
+        if any(core.counters.drifts.values()):
+            found = dict(core.counters.drifts)
+            raise Violation(f"{name}: its audits found {found}, where nothing had drifted")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
-from goalstate.agent.actions import Action, Follow, Program, Unfollow
+from goalstate.agent.actions import Action, Follow, Program, ReadBack, Unfollow
 from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.reports import Reporter
@@ -60,7 +60,10 @@ class Agent:
         self.incarnation = incarnation
         #: What its clock shows beyond the true time.
         self.skew_ns = skew_ns
-        self.core = around.core_type(host, inbox_stream(group), HostSettings(around.topics))
+        # Nothing drifts here: what an audit finds is an error of its own.
+        self.core = around.core_type(
+            host, inbox_stream(group), HostSettings(around.topics, audit_interval_ns=6 * SECOND_NS)
+        )
         #: What the data plane holds.
         self.programmed: dict[tuple[Kind, str], Resource] = {}
         #: How long the data plane takes for a program, at most.
@@ -126,8 +129,10 @@ class Agent:
                 self._open(action, 0)
             elif isinstance(action, Unfollow):
                 self._close(action.stream)
-            else:
+            elif isinstance(action, Program):
                 self._program(action)
+            else:
+                self._read_back(action)
         self._wake()
         if self.core.dirty:
             self._report_soon(_REPORT_DELAY_NS)
@@ -144,6 +149,17 @@ class Agent:
                     self.programmed.pop((resource.kind, resource.id), None)
             self._do(self.core.programmed(program.number, {}, self.now_ns))
 
+        around = self._around
+        around.timeline.after(int(around.random.random() * self.program_ns), done)
+
+    def _read_back(self, wanted: ReadBack) -> None:
+        def done() -> None:
+            if self.stopped_ns is None:
+                self._do(self.core.read_back(wanted.number, wanted.kind, table, self.now_ns))
+
+        table = {
+            id_: one.payload for (kind, id_), one in self.programmed.items() if kind is wanted.kind
+        }
         around = self._around
         around.timeline.after(int(around.random.random() * self.program_ns), done)
 

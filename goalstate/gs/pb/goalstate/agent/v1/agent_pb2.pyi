@@ -114,6 +114,9 @@ class StreamReport(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     APPLIED_UNIX_NS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    REVOKED_EPOCH_FIELD_NUMBER: _builtins.int
+    REVOKED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REVOKED_UNIX_NS_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     epoch: _builtins.int
     """Contiguous: everything up to here was applied, but for the exceptions."""
@@ -122,6 +125,12 @@ class StreamReport(_message.Message):
     """when the watermark got here"""
     digest: _builtins.bytes
     """of what the host holds of the stream, 16 bytes; empty if not kept"""
+    revoked_epoch: _builtins.int
+    """The newest change that took a permission away and is applied: the mark of the message that
+    brought it, and when the last such one was applied. It may be ahead of the watermark.
+    """
+    revoked_sequence: _builtins.int
+    revoked_unix_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -130,10 +139,13 @@ class StreamReport(_message.Message):
         sequence: _builtins.int = ...,
         applied_unix_ns: _builtins.int = ...,
         digest: _builtins.bytes = ...,
+        revoked_epoch: _builtins.int = ...,
+        revoked_sequence: _builtins.int = ...,
+        revoked_unix_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digest", b"digest", "epoch", b"epoch", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digest", b"digest", "epoch", b"epoch", "revoked_epoch", b"revoked_epoch", "revoked_sequence", b"revoked_sequence", "revoked_unix_ns", b"revoked_unix_ns", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,6 +166,8 @@ class ResourceException(_message.Message):
         """NACK: the data plane or the agent refused it"""
         PENDING: ResourceException._Status.ValueType  # 2
         """waits for a resource that it refers to"""
+        RETRYING: ResourceException._Status.ValueType  # 3
+        """the data plane refused it for now; it is tried again"""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     UNSPECIFIED: ResourceException.Status.ValueType  # 0
@@ -161,6 +175,8 @@ class ResourceException(_message.Message):
     """NACK: the data plane or the agent refused it"""
     PENDING: ResourceException.Status.ValueType  # 2
     """waits for a resource that it refers to"""
+    RETRYING: ResourceException.Status.ValueType  # 3
+    """the data plane refused it for now; it is tried again"""
 
     STREAM_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -170,6 +186,8 @@ class ResourceException(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STANDS_FOR_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     epoch: _builtins.int
     sequence: _builtins.int
@@ -178,6 +196,10 @@ class ResourceException(_message.Message):
     revision: _builtins.int
     status: Global___ResourceException.Status.ValueType
     reason: _builtins.str
+    attempts: _builtins.int
+    """how often the data plane refused it so far"""
+    stands_for: _builtins.int
+    """where exceptions are summed up: how many; else 0"""
     def __init__(
         self,
         *,
@@ -189,14 +211,94 @@ class ResourceException(_message.Message):
         revision: _builtins.int = ...,
         status: Global___ResourceException.Status.ValueType = ...,
         reason: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        stands_for: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "id", b"id", "reason", b"reason", "revision", b"revision", "sequence", b"sequence", "status", b"status", "stream", b"stream", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "id", b"id", "reason", b"reason", "revision", b"revision", "sequence", b"sequence", "stands_for", b"stands_for", "status", b"status", "stream", b"stream", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResourceException: _TypeAlias = ResourceException  # noqa: Y015
+
+@_typing.final
+class DeadLetters(_message.Message):
+    """What data planes refused for good, on the region's dead-letter topics. A reader takes the newest of
+    each host, type and id: an agent that was restarted writes again what is refused again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]: ...
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___DeadLetter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetters: _TypeAlias = DeadLetters  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    REFUSED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    stream: _builtins.str
+    epoch: _builtins.int
+    """of the message that brought the resource"""
+    sequence: _builtins.int
+    type: _resources_pb2.ResourceType.ValueType
+    id: _builtins.str
+    revision: _builtins.int
+    reason: _builtins.str
+    attempts: _builtins.int
+    """how often the data plane was asked; 0: the agent itself refused it"""
+    refused_unix_ns: _builtins.int
+    @_builtins.property
+    def resource(self) -> _goalstate_pb2.GoalStateV2:
+        """The resource alone, as it was to be applied."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        type: _resources_pb2.ResourceType.ValueType = ...,
+        id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        refused_unix_ns: _builtins.int = ...,
+        resource: _goalstate_pb2.GoalStateV2 | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "host", b"host", "id", b"id", "reason", b"reason", "refused_unix_ns", b"refused_unix_ns", "resource", b"resource", "revision", b"revision", "sequence", b"sequence", "stream", b"stream", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
 
 @_typing.final
 class ListHostsRequest(_message.Message):

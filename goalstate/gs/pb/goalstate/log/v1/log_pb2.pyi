@@ -132,11 +132,16 @@ class Change(_message.Message):
     ACCEPTED_UNIX_NS_FIELD_NUMBER: _builtins.int
     INTENT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REPUBLISHED_FIELD_NUMBER: _builtins.int
     change: _builtins.int
     accepted_unix_ns: _builtins.int
     traceparent: _builtins.str
     @_builtins.property
     def intent(self) -> _intent_pb2.Intent: ...
+    @_builtins.property
+    def republished(self) -> _containers.RepeatedCompositeFieldContainer[_intent_pb2.ResourceName]:
+        """Put on their streams again with the next revision, also if they are the same."""
+
     def __init__(
         self,
         *,
@@ -144,10 +149,11 @@ class Change(_message.Message):
         accepted_unix_ns: _builtins.int = ...,
         intent: _intent_pb2.Intent | None = ...,
         traceparent: _builtins.str = ...,
+        republished: _abc.Iterable[_intent_pb2.ResourceName] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_unix_ns", b"accepted_unix_ns", "change", b"change", "intent", b"intent", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_unix_ns", b"accepted_unix_ns", "change", b"change", "intent", b"intent", "republished", b"republished", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,22 +548,28 @@ class SnapshotChange(_message.Message):
         PLACE_FIELD_NUMBER: _builtins.int
         OF_HOSTS_FIELD_NUMBER: _builtins.int
         HOSTS_FIELD_NUMBER: _builtins.int
+        REVOKED_FIELD_NUMBER: _builtins.int
         of_hosts: _builtins.bool
         """or of all that follow the stream"""
         @_builtins.property
         def place(self) -> Global___StreamPlace: ...
         @_builtins.property
         def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        @_builtins.property
+        def revoked(self) -> Global___StreamPlace:
+            """the last of it that takes a permission away, if any does"""
+
         def __init__(
             self,
             *,
             place: Global___StreamPlace | None = ...,
             of_hosts: _builtins.bool = ...,
             hosts: _abc.Iterable[_builtins.str] | None = ...,
+            revoked: Global___StreamPlace | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "revoked", b"revoked"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "of_hosts", b"of_hosts", "place", b"place"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "of_hosts", b"of_hosts", "place", b"place", "revoked", b"revoked"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

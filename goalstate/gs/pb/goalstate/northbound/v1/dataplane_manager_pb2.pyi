@@ -114,6 +114,49 @@ class ApplyReply(_message.Message):
 Global___ApplyReply: _TypeAlias = ApplyReply  # noqa: Y015
 
 @_typing.final
+class RepublishRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[_intent_pb2.ResourceName]: ...
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[_intent_pb2.ResourceName] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepublishRequest: _TypeAlias = RepublishRequest  # noqa: Y015
+
+@_typing.final
+class RepublishReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    change: _builtins.int
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]: ...
+    def __init__(
+        self,
+        *,
+        change: _builtins.int = ...,
+        streams: _abc.Iterable[Global___StreamPosition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "streams", b"streams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepublishReply: _TypeAlias = RepublishReply  # noqa: Y015
+
+@_typing.final
 class StreamPosition(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -193,6 +236,7 @@ class WaitReply(_message.Message):
     EXPIRED_HOSTS_FIELD_NUMBER: _builtins.int
     ELAPSED_S_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
+    REVOCATION_LATENCY_FIELD_NUMBER: _builtins.int
     converged: _builtins.bool
     hosts: _builtins.int
     """hosts concerned, without the expired ones"""
@@ -214,6 +258,12 @@ class WaitReply(_message.Message):
         applied something newer of the stream since, its latency here is an upper bound.
         """
 
+    @_builtins.property
+    def revocation_latency(self) -> Global___Latency:
+        """Of a change that takes a permission away: the same, to the application of what takes it away,
+        which overtakes the rest. Over the hosts that had the permission.
+        """
+
     def __init__(
         self,
         *,
@@ -226,10 +276,11 @@ class WaitReply(_message.Message):
         expired_hosts: _abc.Iterable[_builtins.str] | None = ...,
         elapsed_s: _builtins.float = ...,
         latency: Global___Latency | None = ...,
+        revocation_latency: Global___Latency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "revocation_latency", b"revocation_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["converged", b"converged", "elapsed_s", b"elapsed_s", "expired_hosts", b"expired_hosts", "hosts", b"hosts", "hosts_applied", b"hosts_applied", "hosts_needed", b"hosts_needed", "latency", b"latency", "stragglers", b"stragglers", "stragglers_total", b"stragglers_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["converged", b"converged", "elapsed_s", b"elapsed_s", "expired_hosts", b"expired_hosts", "hosts", b"hosts", "hosts_applied", b"hosts_applied", "hosts_needed", b"hosts_needed", "latency", b"latency", "revocation_latency", b"revocation_latency", "stragglers", b"stragglers", "stragglers_total", b"stragglers_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,6 +303,10 @@ class Straggler(_message.Message):
         """its data plane refused a resource (NACK)"""
         PENDING: Straggler._Why.ValueType  # 3
         """a resource waits for one that it refers to"""
+        RETRYING: Straggler._Why.ValueType  # 4
+        """its data plane refused a resource for now, and is asked again"""
+        DRIFT: Straggler._Why.ValueType  # 5
+        """what it holds is not what was published up to where it is"""
 
     class Why(_Why, metaclass=_WhyEnumTypeWrapper): ...
     BEHIND: Straggler.Why.ValueType  # 0
@@ -261,6 +316,10 @@ class Straggler(_message.Message):
     """its data plane refused a resource (NACK)"""
     PENDING: Straggler.Why.ValueType  # 3
     """a resource waits for one that it refers to"""
+    RETRYING: Straggler.Why.ValueType  # 4
+    """its data plane refused a resource for now, and is asked again"""
+    DRIFT: Straggler.Why.ValueType  # 5
+    """what it holds is not what was published up to where it is"""
 
     HOST_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
@@ -339,19 +398,27 @@ class StatusRequest(_message.Message):
 
     VPC_ID_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
+    EXCEPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_EXCEPTIONS_FIELD_NUMBER: _builtins.int
     vpc_id: _builtins.str
     """Empty: everything."""
     hosts: _builtins.bool
     """list the hosts as well"""
+    exceptions: _builtins.bool
+    """list what is not applied as well"""
+    max_exceptions: _builtins.int
+    """At the most this many exceptions are listed. 0 means 1000."""
     def __init__(
         self,
         *,
         vpc_id: _builtins.str = ...,
         hosts: _builtins.bool = ...,
+        exceptions: _builtins.bool = ...,
+        max_exceptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "vpc_id", b"vpc_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "hosts", b"hosts", "max_exceptions", b"max_exceptions", "vpc_id", b"vpc_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +469,46 @@ class StatusReply(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ExceptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ExceptionsByVpcEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WRITER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
@@ -418,6 +525,9 @@ class StatusReply(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     ACTIVE_WRITER_FIELD_NUMBER: _builtins.int
     ACTIVE_ADDRESS_FIELD_NUMBER: _builtins.int
+    EXCEPTIONS_FIELD_NUMBER: _builtins.int
+    EXCEPTIONS_BY_VPC_FIELD_NUMBER: _builtins.int
+    EXCEPTION_LIST_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """this publisher's name"""
     epoch: _builtins.int
@@ -445,6 +555,20 @@ class StatusReply(_message.Message):
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamStatus]: ...
     @_builtins.property
     def host_list(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostStatus]: ...
+    @_builtins.property
+    def exceptions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Resources that hosts report as not applied, and streams that drifted, by why. Of the hosts
+        asked for.
+        """
+
+    @_builtins.property
+    def exceptions_by_vpc(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The same by VPC; those that belong to none are under ""."""
+
+    @_builtins.property
+    def exception_list(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostException]:
+        """by host"""
+
     def __init__(
         self,
         *,
@@ -464,10 +588,13 @@ class StatusReply(_message.Message):
         role: Global___StatusReply.Role.ValueType = ...,
         active_writer: _builtins.str = ...,
         active_address: _builtins.str = ...,
+        exceptions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        exceptions_by_vpc: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        exception_list: _abc.Iterable[Global___HostException] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_address", b"active_address", "active_writer", b"active_writer", "broker", b"broker", "change", b"change", "epoch", b"epoch", "host_list", b"host_list", "hosts_expired", b"hosts_expired", "hosts_live", b"hosts_live", "hosts_never_reported", b"hosts_never_reported", "objects", b"objects", "problem", b"problem", "role", b"role", "serving", b"serving", "streams", b"streams", "uptime_s", b"uptime_s", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_address", b"active_address", "active_writer", b"active_writer", "broker", b"broker", "change", b"change", "epoch", b"epoch", "exception_list", b"exception_list", "exceptions", b"exceptions", "exceptions_by_vpc", b"exceptions_by_vpc", "host_list", b"host_list", "hosts_expired", b"hosts_expired", "hosts_live", b"hosts_live", "hosts_never_reported", b"hosts_never_reported", "objects", b"objects", "problem", b"problem", "role", b"role", "serving", b"serving", "streams", b"streams", "uptime_s", b"uptime_s", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -553,6 +680,63 @@ class HostStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostStatus: _TypeAlias = HostStatus  # noqa: Y015
+
+@_typing.final
+class HostException(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    VPC_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    vpc: _builtins.str
+    """empty: of none that is known"""
+    stream: _builtins.str
+    epoch: _builtins.int
+    """where the host met it"""
+    sequence: _builtins.int
+    type: _builtins.int
+    """as in ResourceName"""
+    id: _builtins.str
+    """empty: it is of the stream, or of a message of it"""
+    revision: _builtins.int
+    why: Global___Straggler.Why.ValueType
+    reason: _builtins.str
+    attempts: _builtins.int
+    count: _builtins.int
+    """exceptions that this one stands for, itself included"""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        vpc: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        type: _builtins.int = ...,
+        id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        why: Global___Straggler.Why.ValueType = ...,
+        reason: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "count", b"count", "epoch", b"epoch", "host", b"host", "id", b"id", "reason", b"reason", "revision", b"revision", "sequence", b"sequence", "stream", b"stream", "type", b"type", "vpc", b"vpc", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostException: _TypeAlias = HostException  # noqa: Y015
 
 @_typing.final
 class GetIntentRequest(_message.Message):

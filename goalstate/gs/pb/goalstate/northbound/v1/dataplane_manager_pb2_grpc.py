@@ -46,6 +46,11 @@ class DataPlaneManagerStub:
                 request_serializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.ApplyRequest.SerializeToString,
                 response_deserializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.ApplyReply.FromString,
                 _registered_method=True)
+        self.Republish = channel.unary_unary(
+                '/goalstate.northbound.v1.DataPlaneManager/Republish',
+                request_serializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.RepublishRequest.SerializeToString,
+                response_deserializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.RepublishReply.FromString,
+                _registered_method=True)
         self.Wait = channel.unary_unary(
                 '/goalstate.northbound.v1.DataPlaneManager/Wait',
                 request_serializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.WaitRequest.SerializeToString,
@@ -90,6 +95,15 @@ class DataPlaneManagerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Republish(self, request, context):
+        """Puts resources on their streams again though they are the same, so that hosts that refused them
+        try again. A change like any other: durable, in order, and to be waited for by its number. All
+        of them or none: INVALID_ARGUMENT names those that never were on a stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Wait(self, request, context):
         """Returns when the hosts concerned have applied the change, or at the timeout: it always ends.
         """
@@ -129,6 +143,11 @@ def add_DataPlaneManagerServicer_to_server(servicer, server):
                     servicer.ApplyStream,
                     request_deserializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.ApplyRequest.FromString,
                     response_serializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.ApplyReply.SerializeToString,
+            ),
+            'Republish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Republish,
+                    request_deserializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.RepublishRequest.FromString,
+                    response_serializer=goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.RepublishReply.SerializeToString,
             ),
             'Wait': grpc.unary_unary_rpc_method_handler(
                     servicer.Wait,
@@ -205,6 +224,33 @@ class DataPlaneManager:
             '/goalstate.northbound.v1.DataPlaneManager/ApplyStream',
             goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.ApplyRequest.SerializeToString,
             goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.ApplyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Republish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/goalstate.northbound.v1.DataPlaneManager/Republish',
+            goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.RepublishRequest.SerializeToString,
+            goalstate_dot_northbound_dot_v1_dot_dataplane__manager__pb2.RepublishReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class DataPlaneManagerStub:
     """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
     overloaded publisher lets it wait.
     """
+    Republish: _grpc.UnaryUnaryMultiCallable[_dataplane_manager_pb2.RepublishRequest, _dataplane_manager_pb2.RepublishReply]
+    """Puts resources on their streams again though they are the same, so that hosts that refused them
+    try again. A change like any other: durable, in order, and to be waited for by its number. All
+    of them or none: INVALID_ARGUMENT names those that never were on a stream.
+    """
     Wait: _grpc.UnaryUnaryMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]
     """Returns when the hosts concerned have applied the change, or at the timeout: it always ends."""
     Watch: _grpc.UnaryStreamMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]
@@ -65,6 +70,11 @@ class DataPlaneManagerAsyncStub(DataPlaneManagerStub):
     ApplyStream: _aio.StreamStreamMultiCallable[_dataplane_manager_pb2.ApplyRequest, _dataplane_manager_pb2.ApplyReply]  # type: ignore[assignment]
     """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
     overloaded publisher lets it wait.
+    """
+    Republish: _aio.UnaryUnaryMultiCallable[_dataplane_manager_pb2.RepublishRequest, _dataplane_manager_pb2.RepublishReply]  # type: ignore[assignment]
+    """Puts resources on their streams again though they are the same, so that hosts that refused them
+    try again. A change like any other: durable, in order, and to be waited for by its number. All
+    of them or none: INVALID_ARGUMENT names those that never were on a stream.
     """
     Wait: _aio.UnaryUnaryMultiCallable[_dataplane_manager_pb2.WaitRequest, _dataplane_manager_pb2.WaitReply]  # type: ignore[assignment]
     """Returns when the hosts concerned have applied the change, or at the timeout: it always ends."""
@@ -96,6 +106,17 @@ class DataPlaneManagerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_dataplane_manager_pb2.ApplyReply], _abc.AsyncIterator[_dataplane_manager_pb2.ApplyReply]]:
         """The same, many in order. A refused intent is answered by a refusal and the stream goes on; an
         overloaded publisher lets it wait.
+        """
+
+    @_abc_1.abstractmethod
+    def Republish(
+        self,
+        request: _dataplane_manager_pb2.RepublishRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataplane_manager_pb2.RepublishReply, _abc.Awaitable[_dataplane_manager_pb2.RepublishReply]]:
+        """Puts resources on their streams again though they are the same, so that hosts that refused them
+        try again. A change like any other: durable, in order, and to be waited for by its number. All
+        of them or none: INVALID_ARGUMENT names those that never were on a stream.
         """
 
     @_abc_1.abstractmethod

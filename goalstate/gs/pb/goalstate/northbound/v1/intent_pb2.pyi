@@ -132,6 +132,35 @@ class Deletion(_message.Message):
 Global___Deletion: _TypeAlias = Deletion  # noqa: Y015
 
 @_typing.final
+class ResourceName(_message.Message):
+    """A derived resource, as hosts get it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    type: _builtins.int
+    """alcor.schema.ResourceType, or 1000: a subscription"""
+    id: _builtins.str
+    host: _builtins.str
+    """whose subscription it is; else empty"""
+    def __init__(
+        self,
+        *,
+        type: _builtins.int = ...,
+        id: _builtins.str = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "id", b"id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceName: _TypeAlias = ResourceName  # noqa: Y015
+
+@_typing.final
 class Host(_message.Message):
     """A machine that runs ports. `group` is its rack: the hosts of a group share an inbox topic."""
 
