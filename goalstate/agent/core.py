@@ -50,7 +50,7 @@ from goalstate.agent.stream import Fault, Place, Reading, Stream
 from goalstate.gs.envelope import MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
-from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.topics import Topics
 
 SECOND_NS = 1_000_000_000
@@ -138,11 +138,20 @@ class HostCore:
         """A message came from the reader of a stream."""
         stream = self.streams.get(stream_id)
         if stream is None or stream.leaving:
-            return []
+            return []  # not worth reading
         try:
             received = self._decoder.receive(properties, payload)
         except EnvelopeError:
             self.counters.foreign += 1
+            return []
+        return self.take(stream_id, received, position, now)
+
+    def take(
+        self, stream_id: StreamId, received: Received, position: bytes, now: int
+    ) -> list[Action]:
+        """A message of a stream came, and its envelope was read."""
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.leaving:
             return []
         envelope = received.envelope
         if envelope.stream != stream_id:
@@ -285,7 +294,7 @@ class HostCore:
             and content is not None
             and not reading.loading
             and (reading.unread or reading.malformed)
-            and (content.digest is not None or stream.id.kind is not StreamKind.INBOX)
+            and (content.digest is not None or not stream.id.kind.for_hosts)
         ):
             # The digest shows that the rest of the content came otherwise. (On an inbox only a
             # message that gives one for this host does.)
@@ -467,7 +476,7 @@ class HostCore:
     def _follow(self, stream_id: StreamId, topic: str, start: bytes, now: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
-            counting = self.counting and stream_id.kind is not StreamKind.INBOX
+            counting = self.counting and not stream_id.kind.for_hosts
             stream = self.streams[stream_id] = Stream(stream_id, topic, start, counting=counting)
             if self._resume(stream, now):
                 start = stream.live.position or start

@@ -105,7 +105,10 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "The data plane manager: the publisher.",
         {"serve": service_commands.dpm_serve},
     ),
-    "agent": ("Host agents.", {"run": service_commands.agent_run}),
+    "agent": (
+        "Host agents, and proxies of agents that must be pushed to.",
+        {"run": service_commands.agent_run, "proxy": service_commands.agent_proxy},
+    ),
     "show": (
         "One VPC, host or port: intent, streams, and what hosts hold.",
         {

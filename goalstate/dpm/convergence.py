@@ -84,10 +84,12 @@ class HostView:
     __slots__ = (
         "applied",
         "exceptions",
+        "formats",
         "incarnation",
         "inspection_address",
         "lease_until_ns",
         "number",
+        "proxied",
         "reported_ns",
         "same_clock",
     )
@@ -102,6 +104,9 @@ class HostView:
         #: Watermark of each stream, and when it got there (nanoseconds since the Unix epoch).
         self.applied: dict[StreamId, tuple[Mark, int]] = {}
         self.exceptions: list[ExceptionReport] = []
+        #: Format versions that its agent reads, and whether a proxy pushes to that and reports.
+        self.formats: tuple[int, ...] = ()
+        self.proxied = False
 
 
 class Wait:
@@ -178,6 +183,8 @@ class Convergence:
         self.hosts[report.host] = view
         if report.full or report.incarnation != view.incarnation:
             view.applied = {}
+        if report.full:
+            view.formats, view.proxied = tuple(report.formats), report.proxied
         for stream in dropped:
             view.applied.pop(stream, None)
         for stream, mark, applied_ns in streams:

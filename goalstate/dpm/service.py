@@ -286,6 +286,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     ports=len(core.desired.ports_of_host(host_id)),
                     exceptions=len(view.exceptions) if view else 0,
                     inspection_address=view.inspection_address if view else "",
+                    formats=view.formats if view else (),
+                    proxied=view.proxied if view else False,
                 )
         reply.hosts_live = count[Lease.LIVE]
         reply.hosts_expired = count[Lease.EXPIRED]
