@@ -136,9 +136,6 @@ class HostCore:
         now: int,
     ) -> list[Action]:
         """A message came from the reader of a stream."""
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.leaving:
-            return []  # not worth reading
         try:
             received = self._decoder.receive(properties, payload)
         except EnvelopeError:

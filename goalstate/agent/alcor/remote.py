@@ -33,6 +33,9 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.client_idle_timeout_ms", _NEVER_MS),
     ("grpc.enable_retries", 0),
+    # While it is tried for, soon again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
     # Finds an agent whose machine is gone. More often than 300 s is more than servers must bear.
     ("grpc.keepalive_time_ms", 330_000),
 ]
@@ -122,8 +125,9 @@ class Session:
                 raise SessionLost(self._over.result()) from error
             raise PushRefused(f"{error.code().name}: {error.details()}") from error
         self.pushes += 1
-        if reply.incarnation and self.incarnation and reply.incarnation != self.incarnation:
-            self.end("the agent was started anew")
+        known, self.incarnation = self.incarnation, reply.incarnation or self.incarnation
+        if known not in (0, self.incarnation):
+            self.end("another process answers than before: what was pushed is lost")
         await self._look()
         if self._over.done():
             raise SessionLost(self._over.result())

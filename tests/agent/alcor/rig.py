@@ -79,7 +79,7 @@ async def agent(bus: Bus | None = None, **settings: Any) -> AsyncIterator[dict[s
     if bus is not None:
         settings.setdefault("broker", "memory")
     settings.setdefault("region", "region")
-    config = AgentConfig.load(metrics_port=None, **settings)
+    config = AgentConfig(metrics_port=None, **settings)
     ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     running = asyncio.create_task(process.run(config, ready=ready.set_result, stop=stop, bus=bus))
@@ -105,6 +105,8 @@ class ForeignAgent(provisioner_pb2_grpc.GoalStateProvisionerServicer):
         #: Ids that it says PENDING of, so many times.
         self.pending: dict[str, int] = {}
         self.messages: list[Any] = []
+        #: What it says that it is, if it says so.
+        self.incarnation = 0
         self.out_of_order: list[str] = []
         #: Answers wait for it.
         self.gate = asyncio.Event()
@@ -140,7 +142,7 @@ class ForeignAgent(provisioner_pb2_grpc.GoalStateProvisionerServicer):
         self.messages.append(request)
         if any(one.configuration.id in self.chokes_on for _, one in states):
             await context.abort(grpc.StatusCode.INTERNAL, "cannot bear it")
-        reply = goalstate_pb2.GoalStateOperationReply()
+        reply = goalstate_pb2.GoalStateOperationReply(incarnation=self.incarnation)
         for kind, one in states:
             if one.operation_type != INFO:
                 status = reply.operation_statuses.add()

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from goalstate.agent.alcor import proxy as proxy_module
+from goalstate.agent.alcor import remote as remote_module
 from goalstate.agent.alcor import remotes
-from goalstate.agent.alcor.proxy import Proxy
+from goalstate.agent.alcor.proxy import SPEAKS, Proxy
+from goalstate.agent.alcor.remote import NotReached, connect
 from goalstate.agent.core import HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.fleet import Fleet, FleetSettings, Member
+from goalstate.agent.metrics import registry
 from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import inbox_stream
@@ -40,7 +43,8 @@ KINDS = (Kind.VPC, Kind.SUBNET, Kind.PORT, Kind.NEIGHBOR)
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try again soon, and stop at once."""
+    """Try again soon, give up soon, and stop at once."""
+    monkeypatch.setattr(remote_module, "CONNECT_S", 3.0)
     monkeypatch.setattr(proxy_module, "RETRY_S", 0.01)
     monkeypatch.setattr(proxy_module, "RETRY_MAX_S", 0.02)
     monkeypatch.setattr("goalstate.agent.__main__.GRACE_S", 0.01)
@@ -215,6 +219,24 @@ def test_an_agent_that_kept_its_state_loses_what_was_deleted_meanwhile(version: 
     run(scenario)
 
 
+def test_an_agent_whose_replies_show_another_process_gets_everything_anew() -> None:
+    async def scenario() -> None:
+        foreign = ForeignAgent("v2")
+        foreign.incarnation = 1
+        async with foreign.serving() as address, proxied(address) as one:
+            await one.told()
+            # Behind the same connection, as behind a balancer of load.
+            foreign.incarnation = 2
+            for table in foreign.tables.values():
+                table.clear()
+            one.put(neighbor(3))
+            await one.told()
+            assert foreign.ids(Kind.NEIGHBOR) == {"port-1", "port-2", "port-3"}
+            assert foreign.ids(Kind.PORT) == {"port-1"}
+
+    run(scenario)
+
+
 def test_nothing_counts_as_applied_before_the_agent_said_so() -> None:
     async def scenario() -> None:
         foreign = ForeignAgent("v2")
@@ -355,3 +377,37 @@ def test_a_host_has_the_group_that_its_name_or_the_file_says(tmp_path: Path) -> 
         ("host-000041", "host-rack-00001", "a:1"),
         ("h1", "rack-1", "b:2"),
     ]
+
+
+def test_what_an_agent_speaks_is_asked_and_no_answer_is_none() -> None:
+    async def scenario() -> None:
+        async with ForeignAgent().serving() as address:
+            with pytest.raises(NotReached, match="neither GoalStateV2 nor GoalState"):
+                await connect(address, HOST, 10)
+        with pytest.raises(NotReached, match="nobody answers"):
+            await connect(address, HOST, 10)
+        for formats in (("v1",), ("v2",), ("v1", "v2")):
+            async with ForeignAgent(*formats).serving() as address:
+                session = await connect(address, HOST, 10)
+                # The first that it takes; what else it could is not asked for.
+                assert session.formats == ((102,) if "v2" in formats else (101,))
+                await session.close()
+        async with agent(source="alcor", first=1) as facts:
+            with pytest.raises(NotReached, match="does not play host-000000"):
+                await connect(facts["listen"], HOST, 10)
+
+    run(scenario)
+
+
+def test_what_agents_speak_is_a_metric() -> None:
+    async def scenario() -> None:
+        async with ForeignAgent("v1").serving() as address, proxied(address) as one:
+            await one.speaks("v1")
+            made = registry(one.fleet, [one.proxy])
+            found = {
+                what: made.get_sample_value("goalstate_agent_remote_hosts", {"speaks": what})
+                for what in SPEAKS
+            }
+            assert found == {"unreachable": 0, "native": 0, "v1": 1, "v2": 0}
+
+    run(scenario)
