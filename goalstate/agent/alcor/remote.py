@@ -9,6 +9,8 @@ Laws:
     or one takes longer than `answer_s` seconds, the session is over: nothing more is pushed in it,
     and no reply counts that came over another connection.
 3.  One message is under way at a time.
+4.  An agent process of ours is asked again each CHECK_S seconds, so that one whose machine is gone
+    without a word is found. Others are found at the next push, or by the connection's keepalive.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from goalstate.process import MAX_GRPC_BYTES
 
 #: Seconds in which an agent must be reached, and answer what it speaks.
 CONNECT_S = 5.0
+CHECK_S = 10.0
 _NEVER_MS = (1 << 31) - 1
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
@@ -99,7 +102,23 @@ class Session:
 
     async def over(self) -> str:
         """Wait until the session is over; gives the reason."""
-        return await asyncio.shield(self._over)
+        while True:
+            done, _ = await asyncio.wait((self._over,), timeout=CHECK_S)
+            if done:
+                return self._over.result()
+            if self.native:
+                await self._check()
+
+    async def _check(self) -> None:
+        """Is the agent still there, and the same?"""
+        stub = agent_pb2_grpc.CapabilitiesStub(self.channel)
+        request = agent_pb2.GetCapabilitiesRequest()
+        try:
+            reply = await stub.GetCapabilities(request, timeout=CONNECT_S)
+        except grpc.aio.AioRpcError as error:
+            self.end(f"{error.code().name}: {error.details()}")
+        else:
+            self._answered(reply.incarnation)
 
     async def push(
         self, message: goalstate_pb2.GoalState | goalstate_pb2.GoalStateV2
@@ -125,13 +144,17 @@ class Session:
                 raise SessionLost(self._over.result()) from error
             raise PushRefused(f"{error.code().name}: {error.details()}") from error
         self.pushes += 1
-        known, self.incarnation = self.incarnation, reply.incarnation or self.incarnation
-        if known not in (0, self.incarnation):
-            self.end("another process answers than before: what was pushed is lost")
+        self._answered(reply.incarnation)
         await self._look()
         if self._over.done():
             raise SessionLost(self._over.result())
         return reply
+
+    def _answered(self, incarnation: int) -> None:
+        """The agent answered, and may have said of which incarnation it is."""
+        known, self.incarnation = self.incarnation, incarnation or self.incarnation
+        if known not in (0, self.incarnation):
+            self.end("another process answers than before: what was pushed is lost")
 
     async def _push_v2(
         self, message: goalstate_pb2.GoalStateV2

@@ -15,6 +15,7 @@ from goalstate.agent.alcor import remote as remote_module
 from goalstate.agent.alcor import remotes
 from goalstate.agent.alcor.proxy import SPEAKS, Proxy
 from goalstate.agent.alcor.remote import NotReached, connect
+from goalstate.agent.alcor.service import Capabilities
 from goalstate.agent.core import HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.fleet import Fleet, FleetSettings, Member
@@ -233,6 +234,32 @@ def test_an_agent_whose_replies_show_another_process_gets_everything_anew() -> N
             await one.told()
             assert foreign.ids(Kind.NEIGHBOR) == {"port-1", "port-2", "port-3"}
             assert foreign.ids(Kind.PORT) == {"port-1"}
+
+    run(scenario)
+
+
+def test_an_agent_of_ours_that_is_gone_without_a_word_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        answers = asyncio.Event()
+        answers.set()
+        asked = Capabilities.GetCapabilities
+
+        async def held_up(self: Capabilities, request: Any, context: Any) -> Any:
+            await answers.wait()
+            return await asked(self, request, context)
+
+        monkeypatch.setattr(Capabilities, "GetCapabilities", held_up)
+        monkeypatch.setattr(remote_module, "CHECK_S", 0.01)
+        async with agent(source="alcor") as facts, proxied(facts["listen"]) as one:
+            await one.told()
+            monkeypatch.setattr(remote_module, "CONNECT_S", 0.2)
+            answers.clear()
+            await one.speaks("unreachable")
+            monkeypatch.setattr(remote_module, "CONNECT_S", 3.0)
+            answers.set()
+            await one.speaks("v2")
 
     run(scenario)
 

@@ -194,6 +194,25 @@ def test_a_message_of_the_other_format_is_refused_by_name() -> None:
     asyncio.run(scenario())
 
 
+def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
+    async def scenario() -> None:
+        async with (
+            agent(source="alcor") as facts,
+            grpc.aio.insecure_channel(facts["listen"]) as channel,
+        ):
+            service = "/alcor.schema.GoalStateProvisioner"
+            call = channel.unary_unary(f"{service}/PushNetworkResourceStates")(b"\x0a\xff")
+            code, text = await failure(call)
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "PushNetworkResourceStates" in text
+            stream = channel.stream_stream(f"{service}/PushGoalStatesStream")()
+            await stream.write(b"\x0a\xff")
+            code, _ = await failure(stream.read())
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+    asyncio.run(scenario())
+
+
 def test_a_fact_of_a_subscription_makes_the_host_follow_its_topic() -> None:
     async def scenario() -> None:
         rig = FleetRig()
