@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from goalstate.agent.alcor import pushes
+from goalstate.agent.alcor.pushes import Push
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.bus.memory import MemoryBroker, MemoryBus
 from goalstate.dpm.convergence import Convergence
@@ -38,7 +40,7 @@ from goalstate.gs.pb.alcor.schema import goalstate_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.streams import StreamId, inbox_stream, vpc_stream
+from goalstate.gs.streams import StreamId, inbox_stream, pushed_stream, vpc_stream
 from goalstate.gs.topics import Topics
 from goalstate.scale.generate import Region
 
@@ -120,6 +122,33 @@ def _published_on(stream: StreamId) -> list[tuple[dict[str, str], bytes]]:
         for properties, payload in _publications()
         if properties["stream"] == str(stream)
     ]
+
+
+def take_push(data: bytes) -> None:
+    """A host is pushed the bytes, as v1 or v2, with something good before and after."""
+    host = _host().id
+    core = HostCore(host, pushed_stream(host), HostSettings(Topics()))
+    core.start(_NOW_NS)
+    for payload in (_v1_and_v2()[0], data, _v1_and_v2()[-1]):
+        try:
+            if payload.startswith(bytes((8, versions.FORMAT_V1))):
+                entries = pushes.of_v1(goalstate_pb2.GoalState.FromString(payload))
+            else:
+                state = goalstate_pb2.GoalStateV2.FromString(payload)
+                entries = pushes.of_v2(state, [host])[0][host]
+        except (MessageError, DecodeError):
+            continue
+        held = core.streams[core.inbox].live
+        before = held.mark
+        taken = pushes.take(entries, held, ())
+        if len(taken.verdicts) != len(entries):
+            raise AssertionError(f"{len(taken.verdicts)} verdicts on {len(entries)} states")
+        mark = pushes.next_mark(held, 1)
+        core.take(core.inbox, Push(core.inbox, mark, before, taken, _NOW_NS), b"", _NOW_NS)
+        for kind, id_, _, wanted in taken.resources:
+            found = held.held.get(kind, {}).get(id_)
+            if (found.payload if found is not None else b"") != wanted:
+                raise AssertionError(f"{kind.name} {id_!r} is not held as it was taken")
 
 
 def convert_goal_state(data: bytes) -> None:
@@ -276,6 +305,7 @@ def _intents() -> list[bytes]:
     return [intent_codec.to_proto(intent).SerializeToString() for intent in _REGION.intents()]
 
 
+@lru_cache(1)
 def _v1_and_v2() -> list[bytes]:
     v2 = [payload for _, payload in _publications()]
     v1 = []
@@ -317,6 +347,7 @@ def _requests() -> list[bytes]:
 TARGETS: Mapping[str, Target] = {
     "envelope": Target(read_envelope, lambda: [_lines(p) for p, _ in _publications()]),
     "message": Target(read_message, lambda: [payload for _, payload in _publications()]),
+    "push": Target(take_push, _v1_and_v2),
     "convert": Target(convert_goal_state, _v1_and_v2),
     "yaml": Target(
         read_yaml, lambda: [intent_codec.to_yaml(i).encode() for i in _REGION.intents()]

@@ -92,6 +92,10 @@ def relax_garbage_collection() -> None:
     gc.set_threshold(1_000_000, 50, 1000)
 
 
+#: Services of ours, and those of Alcor's that we serve.
+_CHECKED = ("/goalstate.", "/alcor.schema.")
+
+
 class _Unreadable(NamedTuple):
     """Stands for a request that is none; says why."""
 
@@ -104,7 +108,7 @@ class _RefuseUnreadable(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None or not details.method.startswith("/goalstate."):
+        if handler is None or not details.method.startswith(_CHECKED):
             return handler
 
         def deserialize(data: bytes) -> Any:

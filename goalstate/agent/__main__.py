@@ -4,6 +4,8 @@ broker ──▶ Bus ──▶ Readers ──▶ HostCore ×N ──▶ DataPlan
             ▲                     │
             ├───── Reports ◀──────┤ watermarks, exceptions
             └───── Posting ◀──────┤ dead letters
+gRPC, Alcor's ─▶ Provisioner, Answers        (source: alcor, instead of readers and reports)
+remote agents ◀─ Proxy ×N, with their PushDataPlanes                (remotes)
 gRPC clients ──▶ InspectionService┤ what is applied
 Prometheus ────▶ /metrics ────────┤ FleetMetrics
 state file ◀─▶ Storing ◀──────────┘ what is held
@@ -20,6 +22,11 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from goalstate.agent.alcor import remotes
+from goalstate.agent.alcor.answers import Answers
+from goalstate.agent.alcor.proxy import Proxy
+from goalstate.agent.alcor.remotes import RemoteHost
+from goalstate.agent.alcor.service import Capabilities, Provisioner, SubscribeInfo
 from goalstate.agent.config import AgentConfig
 from goalstate.agent.core import SECOND_NS, HostSettings
 from goalstate.agent.dataplanes import (
@@ -37,9 +44,12 @@ from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
 from goalstate.gs.naming import simulated_host
+from goalstate.gs.pb.alcor.schema import provisioner_pb2, provisioner_pb2_grpc
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2, agent_pb2_grpc
 from goalstate.gs.topics import Topics
+from goalstate.gs.versions import FORMAT_V1, FORMAT_V2
 from goalstate.process import (
+    StartError,
     bind,
     clock_id,
     configure_logging,
@@ -54,6 +64,9 @@ from goalstate.process import (
 log = structlog.get_logger()
 
 SERVICE = agent_pb2.DESCRIPTOR.services_by_name["Inspection"].full_name
+CAPABILITIES = agent_pb2.DESCRIPTOR.services_by_name["Capabilities"].full_name
+ALCOR = [service.full_name for service in provisioner_pb2.DESCRIPTOR.services_by_name.values()]
+_FORMATS = {"v1": FORMAT_V1, "v2": FORMAT_V2}
 #: Seconds that calls under way get to finish at the end.
 GRACE_S = 1.0
 
@@ -72,6 +85,8 @@ async def run(
     """
     stop = stop or asyncio.Event()
     topics = Topics(f"persistent://goalstate/{config.region}", config.report_shards)
+    remote = _remotes(config)
+    pushed = config.source == "alcor"
     hosts = [
         simulated_host(
             config.first + number, prefix=config.host_prefix, group_size=config.group_size
@@ -82,12 +97,17 @@ async def run(
         Member(host.id, host.group, counts(config.first + number, config.counting_share))
         for number, host in enumerate(hosts)
     ]
+    if remote:
+        # Their proxies have them played when they know what the remote agents speak.
+        hosts, members = [one.simulated for one in remote if one.simulated is not None], []
     counting = sum(member.counting for member in members)
     facts: dict[str, Any] = {
         "service": "agent",
         "region": config.region,
         "broker": config.broker,
-        "hosts": len(members),
+        "hosts": len(remote) or len(members),
+        "source": config.source,
+        "remote_hosts": len(remote),
         # What really runs: a counting host checks its VPCs' messages and decodes none.
         "counting_hosts": counting,
         "decoding_hosts": len(members) - counting,
@@ -101,14 +121,18 @@ async def run(
     http: tuple[Any, Any] | None = None
     fleet: Fleet | None = None
     state: StateFile | None = None
+    answers: Answers | None = None
+    proxies: list[Proxy] = []
     try:
         # Bind first: a taken port must cost nothing.
         facts["listen"] = bind(server, config.inspect) if config.inspect else None
         if config.state_dir is not None:
-            names = [host.id for host in hosts]
-            state = await asyncio.to_thread(StateFile.open, config.state_dir, config.region, names)
-        if bus is None:
+            ids = [host.id for host in hosts]
+            state = await asyncio.to_thread(StateFile.open, config.state_dir, config.region, ids)
+        if bus is None and config.broker is not None:
             bus = await connect(config.broker)
+        if pushed:
+            answers = Answers(pending_s=config.alcor_pending_s, answer_s=config.alcor_answer_s)
         fleet = Fleet(
             bus,
             members,
@@ -136,19 +160,43 @@ async def run(
             ),
             _data_planes(config),
             state,
+            answers,
         )
-        http = serve_metrics(config.metrics_address, config.metrics_port, registry(fleet))
+        proxies += [
+            Proxy(
+                fleet,
+                Member(one.host, one.group),
+                one.address,
+                answer_s=config.remote_answer_s,
+                pending_s=config.pending_deadline_s,
+            )
+            for one in remote
+        ]
+        http = serve_metrics(config.metrics_address, config.metrics_port, registry(fleet, proxies))
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
         agent_pb2_grpc.add_InspectionServicer_to_server(InspectionService(fleet), server)
+        formats = tuple(_FORMATS[name] for name in config.alcor_formats) if pushed else ()
+        agent_pb2_grpc.add_CapabilitiesServicer_to_server(Capabilities(fleet, formats), server)
+        names = [SERVICE, CAPABILITIES]
+        if answers is not None:
+            provisioner_pb2_grpc.add_GoalStateProvisionerServicer_to_server(
+                Provisioner(fleet, answers, formats), server
+            )
+            provisioner_pb2_grpc.add_SubscribeInfoProvisionerServicer_to_server(
+                SubscribeInfo(fleet, answers, topics, broker=bus is not None), server
+            )
+            names += ALCOR
         reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         await server.start()
         registered = config.register_with is None or await unless(
             stop, register(hosts, config.register_with, config.register_timeout_s)
         )
         if registered and await unless(stop, fleet.start()):
-            for name in ("", SERVICE):
+            for proxy in proxies:
+                proxy.start()
+            for name in ("", *names):
                 await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
             log.info("serving", **facts)
             write_ready_file(config.ready_file, facts)
@@ -157,12 +205,15 @@ async def run(
             await stop.wait()
         log.info("stopping")
         await health_service.enter_graceful_shutdown()
+        if answers is not None:
+            await answers.stop()
         await server.stop(GRACE_S)
     finally:
         if http:
             await asyncio.to_thread(http[0].shutdown)  # takes up to half a second
             http[0].server_close()
         await server.stop(0)
+        await asyncio.gather(*(proxy.stop() for proxy in proxies))
         if fleet is not None:
             await fleet.stop()
         if state is not None:
@@ -170,6 +221,20 @@ async def run(
         if own_bus and bus is not None:
             await bus.close()
     log.info("stopped")
+
+
+def _remotes(config: AgentConfig) -> list[RemoteHost]:
+    """The hosts that are pushed to. Raises StartError."""
+    if config.remotes is None:
+        return []
+    found = remotes.load(config.remotes, prefix=config.host_prefix, group_size=config.group_size)
+    strange = [one.host for one in found if one.simulated is None]
+    if strange and config.register_with is not None:
+        raise StartError(
+            f"{strange[0]} cannot be made known to a DPM: its name says nothing of its addresses; "
+            "apply it as an object of an intent, and start without --register"
+        )
+    return found
 
 
 def _data_planes(config: AgentConfig) -> Callable[[str], DataPlane]:

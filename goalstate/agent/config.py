@@ -8,7 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -40,7 +48,19 @@ class AgentConfig(BaseSettings):
         env_prefix="GOALSTATE_AGENT_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    broker: str = Field(description="URL of the broker, pulsar://… or embedded://…")
+    source: Literal["streams", "alcor"] = Field(
+        default="streams",
+        description="alcor: the hosts are pushed to by a publisher of Alcor's schema",
+    )
+    remotes: Path | None = Field(
+        default=None,
+        description="YAML, host → HOST:PORT of its agent: push to these hosts, and report for them",
+    )
+    broker: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="URL of the broker, pulsar://… or embedded://…; alcor needs none",
+    )
     region: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     report_shards: int = Field(default=4, ge=1, le=1024, description="as the publisher has it")
 
@@ -79,6 +99,19 @@ class AgentConfig(BaseSettings):
     )
     open_readers_at_a_time: int = Field(default=256, ge=1)
 
+    alcor_formats: tuple[Literal["v1", "v2"], ...] = Field(
+        default=("v1", "v2"), min_length=1, description="that hosts which are pushed to take"
+    )
+    alcor_pending_s: float = Field(
+        default=1.0, ge=0, le=3600, description="a push is answered, though a reference is missing"
+    )
+    alcor_answer_s: float = Field(
+        default=30.0, gt=0, le=3600, description="a push is answered, though data planes did not"
+    )
+    remote_answer_s: float = Field(
+        default=60.0, gt=0, le=3600, description="in which a remote agent must answer a push"
+    )
+
     state_dir: Path | None = Field(
         default=None,
         description="where hosts store what they hold, to go on from there; None: nowhere",
@@ -98,6 +131,26 @@ class AgentConfig(BaseSettings):
     ready_file: Path | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("broker")
+    @classmethod
+    def _broker_is_given(cls, broker: str | None, info: ValidationInfo) -> str | None:
+        if broker is None and info.data.get("source") != "alcor":
+            raise PydanticCustomError("missing", "Field required")
+        return broker
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AgentConfig:
+        pushing = self.remotes is not None
+        if pushing and self.source == "alcor":
+            raise ValueError("a process pushes (remotes) or is pushed to (source: alcor), not both")
+        if (pushing or self.source == "alcor") and self.counting_share:
+            raise ValueError("counting_share: hosts that push or are pushed to decode everything")
+        if pushing and self.state_dir is not None:
+            raise ValueError("state_dir: a process that pushes (remotes) stores nothing")
+        if self.source == "alcor" and self.inspect is None:
+            raise ValueError("inspect: it is also where source: alcor is served")
+        return self
 
     @model_validator(mode="after")
     def _audits_have_time(self) -> AgentConfig:

@@ -53,7 +53,7 @@ from goalstate.gs.envelope import MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
-from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.topics import Topics
 
 SECOND_NS = 1_000_000_000
@@ -153,13 +153,19 @@ class HostCore:
         now: int,
     ) -> list[Action]:
         """A message came from the reader of a stream."""
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.leaving:
-            return []
         try:
             received = self._decoder.receive(properties, payload)
         except EnvelopeError:
             self.counters.foreign += 1
+            return []
+        return self.take(stream_id, received, position, now)
+
+    def take(
+        self, stream_id: StreamId, received: Received, position: bytes, now: int
+    ) -> list[Action]:
+        """A message of a stream came, and its envelope was read."""
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.leaving:
             return []
         envelope = received.envelope
         if envelope.stream != stream_id:
@@ -319,14 +325,14 @@ class HostCore:
         if content is not None:
             self._take(stream, reading, content, previous, now)
         agrees = content is None or reading.agrees(envelope)
-        if stream.id.kind is not StreamKind.INBOX:
+        if not stream.id.kind.for_hosts:
             reading.expected = reading.digest if agrees and content is not None else None
         if (
             agrees
             and content is not None
             and not reading.loading
             and (reading.unread or reading.malformed)
-            and (content.digest is not None or stream.id.kind is not StreamKind.INBOX)
+            and (content.digest is not None or not stream.id.kind.for_hosts)
         ):
             # The digest shows that the rest of the content came otherwise. (On an inbox only a
             # message that gives one for this host does.)
@@ -526,7 +532,7 @@ class HostCore:
     def _follow(self, stream_id: StreamId, topic: str, start: bytes, now: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
-            counting = self.counting and stream_id.kind is not StreamKind.INBOX
+            counting = self.counting and not stream_id.kind.for_hosts
             stream = self.streams[stream_id] = Stream(stream_id, topic, start, counting=counting)
             if self._resume(stream, now):
                 start = stream.live.position or start

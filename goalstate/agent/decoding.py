@@ -341,6 +341,8 @@ class _Sorter:
             if at is StreamKind.INBOX
             else kind not in _INBOX_KINDS
             if at is StreamKind.VPC
+            else True
+            if at is StreamKind.PUSHED
             else kind is Kind.SECURITY_GROUP and id_ == self._stream.id
         )
         return "" if fits else f"WRONG_STREAM: it has no place on {self._stream}"
@@ -388,10 +390,11 @@ def _for_host(frame: Frame, host: str, stream: StreamId) -> Content:
 
 
 def grouped(resources: Iterable[Resource], stream: StreamId) -> list[Group]:
-    """Resources that were decoded before, none of them deleted, in groups again."""
+    """Resources that were decoded before, each at most once, in groups again."""
     sorter = _Sorter(stream)
     for resource in resources:
-        sorter.put(resource.kind, False, configuration(resource), resource)
+        config = None if resource.deleted else configuration(resource)
+        sorter.put(resource.kind, resource.deleted, config, resource)
     return sorter.groups()
 
 
@@ -401,7 +404,7 @@ def _unfollowable(fact: Any) -> str:
         stream = StreamId.parse(fact.stream)
     except ValueError as error:
         return f"MALFORMED: {error}"
-    if stream.kind is StreamKind.INBOX:
+    if stream.kind.for_hosts:
         return "WRONG_STREAM: a host has one inbox, which is no matter of subscriptions"
     if fact.channel != goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR:
         return f"UNSUPPORTED_CHANNEL: channel {fact.channel} is none that this agent reads"

@@ -17,6 +17,11 @@ Laws:
 4.  With a state file, what hosts hold is stored some time after it came (`storing`), and is where
     they begin.
 5.  Which hosts count is a function of their numbers and the share: the same hosts in every run.
+6.  A fleet that is pushed to (`Answers`) reads no inbox and reports nothing on a bus: its answers
+    are its reports, so that of two that know a host never both speak. It needs no bus, but for the
+    topics that it is told to follow.
+7.  A host can be played, silenced and released while the fleet runs. What is said for it afterwards
+    has a higher incarnation than all that was said before.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -33,16 +38,16 @@ from goalstate.agent.actions import Action, Follow, Program, ReadBack, Unfollow
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.counters import Counters
 from goalstate.agent.dataplanes import DataPlane, Readable, Refused
-from goalstate.agent.decoding import Decoder
+from goalstate.agent.decoding import Decoder, Received
 from goalstate.agent.posting import Posting
 from goalstate.agent.readers import Readers
 from goalstate.agent.reporting import Reports
 from goalstate.agent.reports import Reporter
-from goalstate.agent.state import Journal, StoredStream
+from goalstate.agent.state import Journal, StoredStream, snapshot
 from goalstate.agent.state_file import StateFile
 from goalstate.agent.storing import Storing
 from goalstate.bus.base import Bus, Message
-from goalstate.gs.streams import StreamId, inbox_stream
+from goalstate.gs.streams import StreamId, StreamKind, inbox_stream, pushed_stream
 
 log = structlog.get_logger()
 
@@ -79,10 +84,22 @@ def counts(number: int, share: float) -> bool:
     return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
 
 
+class Speaker(Protocol):
+    """Tells somebody what becomes of the hosts: `Reports`, or the answers to who pushes."""
+
+    async def start(self) -> None: ...
+
+    def dirty(self, host: Host) -> None: ...
+
+    def heartbeats(self, now: float) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 class Host:
     """One host of the fleet."""
 
-    __slots__ = ("core", "data_plane", "fleet", "reporter")
+    __slots__ = ("core", "data_plane", "fleet", "released", "reporter")
 
     def __init__(
         self, fleet: Fleet, core: HostCore, data_plane: DataPlane, reporter: Reporter
@@ -91,6 +108,7 @@ class Host:
         self.core = core
         self.data_plane = data_plane
         self.reporter = reporter
+        self.released = False
 
     def received(self, stream: StreamId, message: Message) -> None:
         self.perform(
@@ -98,6 +116,10 @@ class Host:
                 stream, message.properties, message.payload, message.position, time.time_ns()
             )
         )
+
+    def pushed(self, received: Received) -> None:
+        """The next message of what is pushed to the host."""
+        self.perform(self.core.take(self.core.inbox, received, b"", time.time_ns()))
 
     def position_gone(self, stream: StreamId) -> None:
         self.perform(self.core.position_gone(stream, time.time_ns()))
@@ -119,14 +141,15 @@ class Host:
             elif isinstance(action, ReadBack):
                 self._read_back(action, todo)
             elif isinstance(action, Follow):
-                fleet.readers.follow(self, action)
+                if action.stream.kind is not StreamKind.PUSHED:
+                    fleet.readers.follow(self, action)
             elif isinstance(action, Unfollow):
                 fleet.readers.unfollow(self, action.stream)
         if core.wakeup is not None:
             fleet.waking[self] = None
         if core.dirty:
             fleet.reports.dirty(self)
-        if core.programming.letters:
+        if core.programming.letters and fleet.posting is not None:
             fleet.posting.waiting(core)
 
     def _program(self, program: Program, todo: deque[Action]) -> None:
@@ -136,7 +159,7 @@ class Host:
             actions = self.core.programmed(program.number, refused, time.time_ns())
             if at_once:
                 todo.extend(actions)
-            elif not self.fleet.stopping:
+            elif not self.fleet.stopping and not self.released:
                 self.perform(actions)
 
         self.data_plane.program(program.operations, done)
@@ -164,56 +187,52 @@ class Fleet:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: Bus | None,
         members: Sequence[Member],
         settings: FleetSettings,
         data_plane: Callable[[str], DataPlane],
         state: StateFile | None = None,
+        answers: Speaker | None = None,
     ) -> None:
         """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
 
-        Raises ValueError for a host given twice.
+        `answers`: the hosts are pushed to, and this tells what became of it; only then there may be
+        no bus. Raises ValueError for a host given twice.
         """
         self.counters = Counters()
+        self.settings = settings
         self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
         self.readers = Readers(bus, settings.host.topics, settings.open_readers_at_a_time)
         self.waking: dict[Host, None] = {}
         self.hosts: dict[str, Host] = {}
         self.stopping = False
-        incarnation = time.time_ns()
+        self.incarnation = time.time_ns()
+        self._state = state
         for member in members:
-            core = HostCore(
-                member.host,
-                inbox_stream(member.group),
-                settings.host,
-                counting=member.counting,
-                decoder=self.decoder,
-                counters=self.counters,
-                journal=Journal() if state is not None else None,
-            )
-            reporter = Reporter(
-                core,
-                incarnation=incarnation,
-                lease_s=settings.lease_s,
-                inspection_address=settings.inspection_address,
-            )
-            self.hosts[member.host] = Host(self, core, data_plane(member.host), reporter)
+            inbox = inbox_stream(member.group) if answers is None else pushed_stream(member.host)
+            self._make(member, inbox, data_plane(member.host), self.incarnation)
         if len(self.hosts) != len(members):
             raise ValueError("a host can be played once only")
-        self.reports = Reports(
-            bus,
-            settings.report_topic,
-            [(host, host.reporter) for host in self.hosts.values()],
-            self.counters,
-            clock_id=settings.clock_id,
-            lease_s=settings.lease_s,
-            delay_s=settings.report_delay_s,
-        )
-        self.posting = Posting(
-            bus, settings.dead_letter_topic, self.counters, delay_s=settings.report_delay_s
+        self._telling: Reports[Host] | None = None
+        if answers is None:
+            assert bus is not None
+            self._telling = Reports(
+                bus,
+                settings.report_topic,
+                [(host, host.reporter) for host in self.hosts.values()],
+                self.counters,
+                clock_id=settings.clock_id,
+                lease_s=settings.lease_s,
+                delay_s=settings.report_delay_s,
+            )
+        self.reports: Speaker = self._telling or answers  # type: ignore[assignment]
+        #: None: there is no bus to write dead letters to.
+        self.posting = (
+            Posting(bus, settings.dead_letter_topic, self.counters, delay_s=settings.report_delay_s)
+            if bus is not None
+            else None
         )
         self._timer: asyncio.Task[None] | None = None
-        self._state = state
         self._storing: Storing | None = None
 
     async def start(self) -> None:
@@ -243,8 +262,69 @@ class Fleet:
         await self.readers.close()
         if self._storing is not None:
             await self._storing.stop()
-        await self.posting.stop()
+        if self.posting is not None:
+            await self.posting.stop()
         await self.reports.stop()
+
+    def _make(
+        self,
+        member: Member,
+        inbox: StreamId,
+        data_plane: DataPlane,
+        incarnation: int,
+        proxy_for: Sequence[int] | None = None,
+    ) -> Host:
+        core = HostCore(
+            member.host,
+            inbox,
+            self.settings.host,
+            counting=member.counting,
+            decoder=self.decoder,
+            counters=self.counters,
+            journal=Journal() if self._state is not None else None,
+        )
+        reporter = Reporter(
+            core,
+            incarnation=incarnation,
+            lease_s=self.settings.lease_s,
+            inspection_address=self.settings.inspection_address,
+            proxy_for=proxy_for,
+        )
+        host = self.hosts[member.host] = Host(self, core, data_plane, reporter)
+        return host
+
+    # --- hosts that come and go, in the place of an agent that is pushed to ---
+
+    def play(
+        self,
+        member: Member,
+        data_plane: DataPlane,
+        stored: Iterable[StoredStream],
+        proxy_for: Sequence[int],
+    ) -> Host:
+        """Play a host from now on, which holds what is `stored`; its data plane is empty."""
+        assert self._telling is not None
+        incarnation = time.time_ns()
+        inbox = inbox_stream(member.group)
+        host = self._make(member, inbox, data_plane, incarnation, proxy_for)
+        host.perform(host.core.start(time.time_ns(), stored))
+        self._telling.add(host, host.reporter)
+        return host
+
+    def silence(self, host: Host) -> None:
+        """Say nothing more for a host, which goes on following."""
+        assert self._telling is not None
+        self._telling.remove(host)
+
+    def release(self, host: Host) -> list[StoredStream]:
+        """Play a host no longer; gives what it held."""
+        self.silence(host)
+        host.released = True
+        self.waking.pop(host, None)
+        del self.hosts[host.core.host]
+        for stream in list(host.core.streams):
+            self.readers.unfollow(host, stream)
+        return snapshot(host.core.streams)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

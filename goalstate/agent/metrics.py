@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -13,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from goalstate.agent.alcor.proxy import SPEAKS, Proxy
 from goalstate.agent.counters import DELAY_BOUNDS, Delays
 from goalstate.agent.fleet import Fleet
 
@@ -22,12 +24,13 @@ PREFIX = "goalstate_agent_"
 class FleetMetrics(Collector):
     """Collects a fleet's numbers. Scrapes come on a thread of their own and read only."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, proxies: Sequence[Proxy] = ()) -> None:
         self._fleet = fleet
+        self._proxies = proxies
 
     def collect(self) -> Iterator[Metric]:
         fleet, counters = self._fleet, self._fleet.counters
-        hosts = [host.core for host in fleet.hosts.values()]
+        hosts = [host.core for host in list(fleet.hosts.values())]
         counting = sum(core.counting for core in hosts)
         yield _gauge(
             "hosts",
@@ -89,13 +92,21 @@ class FleetMetrics(Collector):
             "where",
             dict(counters.drifts),
         )
+        if self._proxies:
+            speaks = Counter(proxy.speaks for proxy in self._proxies)
+            yield _gauge(
+                "remote_hosts",
+                "Hosts with a remote agent, by what it was found to speak.",
+                "speaks",
+                {what: speaks[what] for what in SPEAKS},
+            )
         yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", fleet.readers.open)
 
 
-def registry(fleet: Fleet) -> CollectorRegistry:
+def registry(fleet: Fleet, proxies: Sequence[Proxy] = ()) -> CollectorRegistry:
     """A registry of its own: one process may run several fleets."""
     made = CollectorRegistry()
-    made.register(FleetMetrics(fleet))
+    made.register(FleetMetrics(fleet, proxies))
     return made
 
 

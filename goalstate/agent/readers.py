@@ -59,7 +59,7 @@ class _Following:
 class Readers:
     """See the module's text. `wanted` and `open` are numbers of readers."""
 
-    def __init__(self, bus: Bus, topics: Topics, at_a_time: int) -> None:
+    def __init__(self, bus: Bus | None, topics: Topics, at_a_time: int) -> None:
         self._bus = bus
         self._topics = topics
         #: By topic: looks under way at its newest message.
@@ -167,6 +167,7 @@ class Readers:
 
     async def _last(self, topic: str) -> Message | None:
         async with self._slots:
+            assert self._bus is not None
             return await self._bus.last(topic)
 
     def _looked_up(self, topic: str, done: asyncio.Task[Message | None]) -> None:
@@ -183,6 +184,7 @@ class Readers:
         begin: Beginning | None,
     ) -> None:
         if begin is not None:
+            assert self._bus is not None  # else nobody is told to follow anything
             following.reader = await self._bus.open_reader(
                 *begin, self._sink(listener, stream, following, generation)
             )

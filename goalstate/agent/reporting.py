@@ -55,9 +55,9 @@ class Reports(Generic[H]):
         self._dirty: dict[H, None] = {}
         #: Hosts whose next report has to say everything.
         self._full: dict[H, None] = dict.fromkeys(self._reporters)
-        # Whose heartbeat is next, and how many of them are due in a second.
+        # Whose heartbeat is next, and how many of them are due.
         self._ring = deque(self._reporters)
-        self._rate = len(self._reporters) / (lease_s / 3)
+        self._lease_s = lease_s
         self._credit = 0.0
         self._last: float | None = None
         self._under_way: set[asyncio.Future[bytes]] = set()
@@ -72,8 +72,24 @@ class Reports(Generic[H]):
         """Raises BusError."""
         self._producer = await self._bus.open_producer(self._topic)
 
+    def add(self, host: H, reporter: Reporter) -> None:
+        """One host more reports from now on; it says everything at once."""
+        self._reporters[host] = reporter
+        self._ring.append(host)
+        self._full[host] = None
+        self.dirty(host)
+
+    def remove(self, host: H) -> None:
+        """Nothing more is said for a host, not even what it has to tell now."""
+        if self._reporters.pop(host, None) is not None:
+            self._ring.remove(host)
+            self._full.pop(host, None)
+            self._dirty.pop(host, None)
+
     def dirty(self, host: H) -> None:
         """A host has something to tell."""
+        if host not in self._reporters:
+            return
         self._news += 1
         if not self._dirty:
             self._soon(self._delay_s)
@@ -87,7 +103,7 @@ class Reports(Generic[H]):
         if self._last is None:
             due = len(self._ring)
         else:
-            self._credit += (now - self._last) * self._rate
+            self._credit += (now - self._last) * len(self._ring) / (self._lease_s / 3)
             due = min(int(self._credit), len(self._ring))
             self._credit -= due
         self._last = now
@@ -163,8 +179,9 @@ class Reports(Generic[H]):
             if error is not None and not self._stopping:
                 # What these hosts told is lost, so each tells everything, when it can.
                 log.warning("a report is lost", hosts=len(hosts), error=str(error))
-                self._full.update(dict.fromkeys(hosts))
-                self._dirty.update(dict.fromkeys(hosts))
+                left = [host for host in hosts if host in self._reporters]
+                self._full.update(dict.fromkeys(left))
+                self._dirty.update(dict.fromkeys(left))
                 self._soon(RETRY_S)
             elif self._dirty:
                 self._soon(0)

@@ -11,7 +11,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from goalstate.agent.core import HostCore
 from goalstate.agent.stream import Fault, Stream
@@ -20,8 +20,11 @@ from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, StreamId
+from goalstate.gs.versions import FORMAT_V2
 
 MAX_EXCEPTIONS = 1000
+#: Format versions that an agent reads on streams.
+READS = (FORMAT_V2,)
 
 _PENDING = agent_pb2.ResourceException.PENDING
 _REFUSED = agent_pb2.ResourceException.REFUSED
@@ -32,13 +35,24 @@ class Reporter:
     """Makes the reports of one host."""
 
     def __init__(
-        self, core: HostCore, *, incarnation: int, lease_s: float, inspection_address: str = ""
+        self,
+        core: HostCore,
+        *,
+        incarnation: int,
+        lease_s: float,
+        inspection_address: str = "",
+        proxy_for: Sequence[int] | None = None,
     ) -> None:
-        """`incarnation` must be above that of any earlier agent of the host."""
+        """`incarnation` must be above that of any earlier agent of the host.
+
+        `proxy_for`: the format versions that an agent takes which is pushed to, and that this one
+        reports for; None: it reports for itself.
+        """
         self._core = core
         self._incarnation = incarnation
         self._lease_s = lease_s
         self._inspection_address = inspection_address
+        self._proxy_for = proxy_for
         self._number = 0
 
     def report(self, *, full: bool) -> agent_pb2.HostReport | None:
@@ -56,6 +70,9 @@ class Reporter:
         report.full = full
         report.lease_s = self._lease_s
         report.inspection_address = self._inspection_address
+        if full:
+            report.proxied = self._proxy_for is not None
+            report.formats.extend(READS if self._proxy_for is None else self._proxy_for)
         for id_ in streams if full else core.changed:
             stream = streams.get(id_)
             if stream is not None and _is_told(stream):

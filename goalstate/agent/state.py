@@ -115,6 +115,16 @@ class Journal:
         return updates
 
 
+def snapshot(streams: Mapping[StreamId, Stream]) -> list[StoredStream]:
+    """What a host holds, as it would be stored: another core can go on with it at once."""
+    stored = []
+    for id_, stream in streams.items():
+        head = _head(stream)
+        if head is not None:
+            stored.append(StoredStream(id_, head, _everything(stream.live)))
+    return stored
+
+
 def _head(stream: Stream) -> Head | None:
     """None: nothing of it can be stored."""
     live = stream.live

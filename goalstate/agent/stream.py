@@ -38,7 +38,7 @@ from goalstate.agent.decoding import Content, Group
 from goalstate.gs import digest as digests
 from goalstate.gs.envelope import Envelope, MessageKind
 from goalstate.gs.resources import Kind, Resource
-from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
 if TYPE_CHECKING:
     from goalstate.agent.changes import Change
@@ -254,7 +254,7 @@ class Reading:
         """
         if self.loading:
             return True
-        if envelope.stream.kind is StreamKind.INBOX:
+        if envelope.stream.kind.for_hosts:
             return self.expected in (None, self.digest)
         return envelope.digest == digests.to_hex(self.digest)
 

@@ -105,7 +105,10 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "The data plane manager: the publisher.",
         {"serve": service_commands.dpm_serve},
     ),
-    "agent": ("Host agents.", {"run": service_commands.agent_run}),
+    "agent": (
+        "Host agents, and proxies of agents that must be pushed to.",
+        {"run": service_commands.agent_run, "proxy": service_commands.agent_proxy},
+    ),
     "dead-letters": (
         "What data planes refused for good: list it, and have it published again.",
         {"list": letter_commands.list_letters, "replay": letter_commands.replay_letters},

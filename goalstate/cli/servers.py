@@ -131,7 +131,7 @@ def agent(file: Path | None, **flags: Any) -> ExitCode:
     from goalstate.agent.config import AgentConfig
 
     config = _configuration(AgentConfig, file, flags)
-    with _explained(config.broker):
+    with _explained(config.broker or "none"):
         main(config)
     return ExitCode.OK
 

@@ -113,10 +113,22 @@ def agent_run(
     state_dir: Annotated[
         Path | None, typer.Option(help="Store what hosts hold here, and go on from it.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="streams; or alcor: pushed to over the services of Alcor's schema."),
+    ] = None,
+    alcor_format: Annotated[
+        list[str] | None,
+        typer.Option(help="With --source alcor: v1 or v2, may be repeated. Default: both."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
     ready_file: ReadyFile = None,
 ) -> None:
-    """Play hosts, each with its own readers and state, until Ctrl-C or SIGTERM."""
+    """Play hosts, each with its own readers and state, until Ctrl-C or SIGTERM.
+
+    With --source alcor there are no readers: a publisher of Alcor's schema pushes to the address of
+    --inspect. A broker is needed only for topics that it has the hosts follow.
+    """
     from goalstate.cli import servers
 
     end(
@@ -135,6 +147,50 @@ def agent_run(
             metrics_port=metrics_port,
             register=register,
             state_dir=state_dir,
+            source=source,
+            alcor_formats=alcor_format or None,
+            ready_file=ready_file,
+        )
+    )
+
+
+def agent_proxy(
+    remotes: Annotated[
+        Path, typer.Argument(help="YAML: each host and the HOST:PORT of its agent.")
+    ],
+    broker: BrokerUrl = None,
+    region: Annotated[str | None, typer.Option(help="Name of the region.")] = None,
+    host_prefix: Annotated[str | None, typer.Option(help="What host names begin with.")] = None,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Hosts of a group.")] = None,
+    inspect: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the inspection service.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="By default 9152; 0: any free one.")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(help="Make the hosts known to the DPM at HOST:PORT.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Push to hosts whose agents speak only Alcor's services, and report for them.
+
+    An agent that follows the streams by itself is left alone, for as long as it does.
+    """
+    from goalstate.cli import servers
+
+    end(
+        servers.agent(
+            config,
+            remotes=remotes,
+            broker=broker,
+            region=region,
+            host_prefix=host_prefix,
+            group_size=group_size,
+            inspect=inspect,
+            metrics_port=metrics_port,
+            register=register,
             ready_file=ready_file,
         )
     )

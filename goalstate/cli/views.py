@@ -124,7 +124,7 @@ def _resource(one: HostException) -> str:
 
 def _hosts(hosts: Any, out: Output) -> None:
     out.table(
-        ("host", "group", "lease", "last report#", "ports#", "exceptions#", "inspection"),
+        ("host", "group", "lease", "last report#", "ports#", "exceptions#", "speaks", "inspection"),
         (
             (
                 host.host,
@@ -133,11 +133,18 @@ def _hosts(hosts: Any, out: Output) -> None:
                 "-" if host.lease == "never reported" else f"{host.last_report_age_s:.1f} s",
                 host.ports,
                 host.exceptions,
+                _speaks(host),
                 host.inspection_address or "-",
             )
             for host in hosts
         ),
     )
+
+
+def _speaks(host: HostStatus) -> str:
+    """The format versions that the host's agent reads, and whether it must be pushed to."""
+    formats = "+".join(f"v{number - 100}" for number in host.formats) or "-"
+    return f"{formats} pushed" if host.proxied else formats
 
 
 def show_vpc(dpm: str, id_: str, out: Output) -> ExitCode:

@@ -111,10 +111,12 @@ class HostView:
         "applied",
         "drifted",
         "exceptions",
+        "formats",
         "incarnation",
         "inspection_address",
         "lease_until_ns",
         "number",
+        "proxied",
         "reported_ns",
         "revoked",
         "same_clock",
@@ -136,6 +138,9 @@ class HostView:
         self.exceptions: list[ExceptionReport] = []
         #: Streams of which it holds something else than it should, and the digest that says so.
         self.drifted: dict[StreamId, tuple[bytes, ExceptionReport]] = {}
+        #: Format versions that its agent reads, and whether a proxy pushes to that and reports.
+        self.formats: tuple[int, ...] = ()
+        self.proxied = False
 
 
 class Wait:
@@ -231,6 +236,8 @@ class Convergence:
         self.hosts[report.host] = view
         if report.full or report.incarnation != view.incarnation:
             view.applied, view.drifted = {}, {}
+        if report.full:
+            view.formats, view.proxied = tuple(report.formats), report.proxied
         if report.incarnation != view.incarnation:
             view.revoked = {}
         for stream in dropped:

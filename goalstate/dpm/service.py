@@ -302,6 +302,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     ports=len(core.desired.ports_of_host(host_id)),
                     exceptions=sum(e.stands_for for e in view.exceptions) if view else 0,
                     inspection_address=view.inspection_address if view else "",
+                    formats=view.formats if view else (),
+                    proxied=view.proxied if view else False,
                 )
         tell_exceptions(reply, core, engine.convergence, sorted(wanted), request)
         reply.hosts_live = count[Lease.LIVE]

@@ -8,6 +8,8 @@ A stream is a fenced, sequenced log of changes with its digest. Laws:
     the end of the epoch before sees that too.
 4.  There are three kinds, by the scope of what they carry: a VPC's stream (multicast), a security
     group's (group multicast), and the inbox of a group of hosts (unicast).
+5.  What is pushed to a host by somebody who knows no streams is, for the host, a stream too: of a
+    kind of its own, numbered by the host itself, on no topic, and with all kinds of resources.
 """
 
 from __future__ import annotations
@@ -20,6 +22,12 @@ class StreamKind(StrEnum):
     VPC = "vpc"
     SECURITY_GROUP = "sg"
     INBOX = "inbox"
+    PUSHED = "pushed"
+
+    @property
+    def for_hosts(self) -> bool:
+        """Is what it carries for single hosts? Then each has a digest of its own."""
+        return self in (StreamKind.INBOX, StreamKind.PUSHED)
 
 
 class StreamId(NamedTuple):
@@ -50,6 +58,10 @@ def security_group_stream(group_id: str) -> StreamId:
 
 def inbox_stream(host_group: str) -> StreamId:
     return StreamId(StreamKind.INBOX, host_group)
+
+
+def pushed_stream(host: str) -> StreamId:
+    return StreamId(StreamKind.PUSHED, host)
 
 
 class Mark(NamedTuple):

@@ -319,7 +319,7 @@ async def _none() -> None:
         rig.put(inbox.publish(subscription()))
         rig.put(stream.publish(vpc()))
         await wait_until(lambda: rig.told(HOST, str(STREAM)) == (1, 1), "the VPC applied")
-        assert not fleet.posting.open
+        assert fleet.posting is not None and not fleet.posting.open
     assert not letters_of(rig)
 
 

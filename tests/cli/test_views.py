@@ -62,12 +62,16 @@ def test_status_says_first_that_the_publisher_does_not_serve_and_why(
 
 
 def test_status_lists_hosts_only_when_asked(run: Run, publisher: Publisher, agent: Agent) -> None:
-    publisher.status.host_list.add(host="silent", lease="never reported", last_report_age_s=-1)
+    hosts = publisher.status.host_list
+    hosts.add(host="silent", lease="never reported", last_report_age_s=-1)
+    hosts.add(host="foreign", lease="live", formats=[101, 102], proxied=True)
     assert "host-a" not in run("status").out
     out = run("status", "--hosts").out
     assert agent.address in out
     silent = next(line for line in out.splitlines() if line.startswith("silent"))
-    assert silent.split() == ["silent", "never", "reported", "-", "0", "0", "-"]
+    assert silent.split() == ["silent", "never", "reported", "-", "0", "0", "-", "-"]
+    foreign = next(line for line in out.splitlines() if line.startswith("foreign"))
+    assert "v1+v2 pushed" in foreign
 
 
 def test_status_as_json_has_numbers_as_numbers(run: Run, publisher: Publisher) -> None:

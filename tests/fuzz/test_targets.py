@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fuzz.targets import TARGETS
 
 #: Runs that take a whole publisher each are fewer.
-EXAMPLES = {"service": 40, "message": 150, "intent": 150, "yaml": 150}
+EXAMPLES = {"service": 40, "message": 150, "push": 150, "intent": 150, "yaml": 150}
 
 
 @st.composite

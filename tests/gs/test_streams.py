@@ -12,6 +12,7 @@ from goalstate.gs.streams import (
     StreamId,
     StreamKind,
     inbox_stream,
+    pushed_stream,
     security_group_stream,
     vpc_stream,
 )
@@ -25,8 +26,13 @@ def test_a_streams_name_is_read_back_whatever_its_id(kind: StreamKind, id_: str)
 
 
 def test_each_kind_of_stream_has_its_own_word() -> None:
-    made = [vpc_stream("x"), security_group_stream("x"), inbox_stream("x")]
-    assert [str(stream) for stream in made] == ["vpc/x", "sg/x", "inbox/x"]
+    made = [
+        vpc_stream("x"),
+        security_group_stream("x"),
+        inbox_stream("x"),
+        pushed_stream("x"),
+    ]
+    assert [str(stream) for stream in made] == ["vpc/x", "sg/x", "inbox/x", "pushed/x"]
     assert {stream.kind for stream in made} == set(StreamKind)
 
 

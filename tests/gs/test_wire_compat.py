@@ -40,6 +40,8 @@ ENUMS: dict[str, EnumDescriptor] = {
 }
 #: Additions: what there is and nothing else. Whoever adds one adds it here and in proto/README.md.
 OWN_FIELDS = {
+    "GoalStateOperationReply.incarnation",
+    "GoalStateOperationReply.GoalStateOperationStatus.reason",
     "GoalState.host_id",
     "GoalState.host_resources",
     "HostResources.digest",

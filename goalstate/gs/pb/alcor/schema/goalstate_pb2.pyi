@@ -593,6 +593,7 @@ class GoalStateOperationReply(_message.Message):
         DATAPLANE_PROGRAMMING_TIME_FIELD_NUMBER: _builtins.int
         NETWORK_CONFIGURATION_TIME_FIELD_NUMBER: _builtins.int
         STATE_ELAPSE_TIME_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
         resource_id: _builtins.str
         resource_type: _resources_pb2.ResourceType.ValueType
         operation_type: _resources_pb2.OperationType.ValueType
@@ -600,6 +601,8 @@ class GoalStateOperationReply(_message.Message):
         dataplane_programming_time: _builtins.int
         network_configuration_time: _builtins.int
         state_elapse_time: _builtins.int
+        reason: _builtins.str
+        """Addition: why it is no success."""
         def __init__(
             self,
             *,
@@ -610,18 +613,22 @@ class GoalStateOperationReply(_message.Message):
             dataplane_programming_time: _builtins.int = ...,
             network_configuration_time: _builtins.int = ...,
             state_elapse_time: _builtins.int = ...,
+            reason: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["dataplane_programming_time", b"dataplane_programming_time", "network_configuration_time", b"network_configuration_time", "operation_status", b"operation_status", "operation_type", b"operation_type", "resource_id", b"resource_id", "resource_type", b"resource_type", "state_elapse_time", b"state_elapse_time"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["dataplane_programming_time", b"dataplane_programming_time", "network_configuration_time", b"network_configuration_time", "operation_status", b"operation_status", "operation_type", b"operation_type", "reason", b"reason", "resource_id", b"resource_id", "resource_type", b"resource_type", "state_elapse_time", b"state_elapse_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     FORMAT_VERSION_FIELD_NUMBER: _builtins.int
     OPERATION_STATUSES_FIELD_NUMBER: _builtins.int
     MESSAGE_TOTAL_OPERATION_TIME_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     message_total_operation_time: _builtins.int
+    incarnation: _builtins.int
+    """Addition: of the process that answers; another one than before has lost what was pushed to it."""
     @_builtins.property
     def operation_statuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___GoalStateOperationReply.GoalStateOperationStatus]: ...
     def __init__(
@@ -630,10 +637,11 @@ class GoalStateOperationReply(_message.Message):
         format_version: _builtins.int = ...,
         operation_statuses: _abc.Iterable[Global___GoalStateOperationReply.GoalStateOperationStatus] | None = ...,
         message_total_operation_time: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format_version", b"format_version", "message_total_operation_time", b"message_total_operation_time", "operation_statuses", b"operation_statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format_version", b"format_version", "incarnation", b"incarnation", "message_total_operation_time", b"message_total_operation_time", "operation_statuses", b"operation_statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

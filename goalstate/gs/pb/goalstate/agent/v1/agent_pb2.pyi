@@ -64,6 +64,8 @@ class HostReport(_message.Message):
     LEASE_S_FIELD_NUMBER: _builtins.int
     INSPECTION_ADDRESS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    PROXIED_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     incarnation: _builtins.int
     """Grows with each start of the agent; a report of an older incarnation is dropped."""
@@ -76,6 +78,8 @@ class HostReport(_message.Message):
     lease_s: _builtins.float
     """how long the host counts as live after this report"""
     inspection_address: _builtins.str
+    proxied: _builtins.bool
+    """In a full report: that agent speaks Alcor's services only, and a proxy reports in its place."""
     @_builtins.property
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamReport]: ...
     @_builtins.property
@@ -83,6 +87,10 @@ class HostReport(_message.Message):
     @_builtins.property
     def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Streams that are followed no longer."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In a full report: the format versions (101, 102) that the agent which programs the host reads."""
 
     def __init__(
         self,
@@ -96,10 +104,12 @@ class HostReport(_message.Message):
         lease_s: _builtins.float = ...,
         inspection_address: _builtins.str = ...,
         dropped: _abc.Iterable[_builtins.str] | None = ...,
+        formats: _abc.Iterable[_builtins.int] | None = ...,
+        proxied: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "exceptions", b"exceptions", "full", b"full", "host", b"host", "incarnation", b"incarnation", "inspection_address", b"inspection_address", "lease_s", b"lease_s", "number", b"number", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "exceptions", b"exceptions", "formats", b"formats", "full", b"full", "host", b"host", "incarnation", b"incarnation", "inspection_address", b"inspection_address", "lease_s", b"lease_s", "number", b"number", "proxied", b"proxied", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,3 +454,56 @@ class Applied(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Applied: _TypeAlias = Applied  # noqa: Y015
+
+@_typing.final
+class GetCapabilitiesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCapabilitiesRequest: _TypeAlias = GetCapabilitiesRequest  # noqa: Y015
+
+@_typing.final
+class GetCapabilitiesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLLOWS_FIELD_NUMBER: _builtins.int
+    STREAM_FORMATS_FIELD_NUMBER: _builtins.int
+    PUSH_FORMATS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    follows: _builtins.bool
+    """It follows the streams of its hosts by itself, and reports for them: nobody else may."""
+    incarnation: _builtins.int
+    """Grows with each start of the process."""
+    @_builtins.property
+    def stream_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Format versions that it reads on streams, and that it takes by being pushed to."""
+
+    @_builtins.property
+    def push_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        follows: _builtins.bool = ...,
+        stream_formats: _abc.Iterable[_builtins.int] | None = ...,
+        push_formats: _abc.Iterable[_builtins.int] | None = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follows", b"follows", "hosts", b"hosts", "incarnation", b"incarnation", "push_formats", b"push_formats", "stream_formats", b"stream_formats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCapabilitiesReply: _TypeAlias = GetCapabilitiesReply  # noqa: Y015

@@ -143,3 +143,81 @@ class Inspection:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CapabilitiesStub:
+    """Served by an agent process beside Alcor's services: what it can be driven by. Whoever wants to
+    push asks first; a process that has not got this service knows the schema only.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetCapabilities = channel.unary_unary(
+                '/goalstate.agent.v1.Capabilities/GetCapabilities',
+                request_serializer=goalstate_dot_agent_dot_v1_dot_agent__pb2.GetCapabilitiesRequest.SerializeToString,
+                response_deserializer=goalstate_dot_agent_dot_v1_dot_agent__pb2.GetCapabilitiesReply.FromString,
+                _registered_method=True)
+
+
+class CapabilitiesServicer:
+    """Served by an agent process beside Alcor's services: what it can be driven by. Whoever wants to
+    push asks first; a process that has not got this service knows the schema only.
+    """
+
+    def GetCapabilities(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CapabilitiesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetCapabilities': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCapabilities,
+                    request_deserializer=goalstate_dot_agent_dot_v1_dot_agent__pb2.GetCapabilitiesRequest.FromString,
+                    response_serializer=goalstate_dot_agent_dot_v1_dot_agent__pb2.GetCapabilitiesReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'goalstate.agent.v1.Capabilities', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('goalstate.agent.v1.Capabilities', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Capabilities:
+    """Served by an agent process beside Alcor's services: what it can be driven by. Whoever wants to
+    push asks first; a process that has not got this service knows the schema only.
+    """
+
+    @staticmethod
+    def GetCapabilities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/goalstate.agent.v1.Capabilities/GetCapabilities',
+            goalstate_dot_agent_dot_v1_dot_agent__pb2.GetCapabilitiesRequest.SerializeToString,
+            goalstate_dot_agent_dot_v1_dot_agent__pb2.GetCapabilitiesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -66,3 +66,37 @@ class InspectionServicer(metaclass=_abc_1.ABCMeta):
         """What a host has applied: per stream, in pieces of at most a few hundred KB."""
 
 def add_InspectionServicer_to_server(servicer: InspectionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class CapabilitiesStub:
+    """Served by an agent process beside Alcor's services: what it can be driven by. Whoever wants to
+    push asks first; a process that has not got this service knows the schema only.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> CapabilitiesAsyncStub: ...
+    GetCapabilities: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetCapabilitiesRequest, _agent_pb2.GetCapabilitiesReply]
+
+@_typing.type_check_only
+class CapabilitiesAsyncStub(CapabilitiesStub):
+    """Served by an agent process beside Alcor's services: what it can be driven by. Whoever wants to
+    push asks first; a process that has not got this service knows the schema only.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetCapabilities: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetCapabilitiesRequest, _agent_pb2.GetCapabilitiesReply]  # type: ignore[assignment]
+
+class CapabilitiesServicer(metaclass=_abc_1.ABCMeta):
+    """Served by an agent process beside Alcor's services: what it can be driven by. Whoever wants to
+    push asks first; a process that has not got this service knows the schema only.
+    """
+
+    @_abc_1.abstractmethod
+    def GetCapabilities(
+        self,
+        request: _agent_pb2.GetCapabilitiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GetCapabilitiesReply, _abc.Awaitable[_agent_pb2.GetCapabilitiesReply]]: ...
+
+def add_CapabilitiesServicer_to_server(servicer: CapabilitiesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

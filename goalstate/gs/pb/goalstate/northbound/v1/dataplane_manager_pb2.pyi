@@ -653,6 +653,8 @@ class HostStatus(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     EXCEPTIONS_FIELD_NUMBER: _builtins.int
     INSPECTION_ADDRESS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    PROXIED_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     group: _builtins.str
     lease: _builtins.str
@@ -662,6 +664,12 @@ class HostStatus(_message.Message):
     exceptions: _builtins.int
     inspection_address: _builtins.str
     """where its applied state can be read"""
+    proxied: _builtins.bool
+    """its agent is pushed to, by a proxy that reports for it"""
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """format versions that its agent reads, as it says"""
+
     def __init__(
         self,
         *,
@@ -672,10 +680,12 @@ class HostStatus(_message.Message):
         ports: _builtins.int = ...,
         exceptions: _builtins.int = ...,
         inspection_address: _builtins.str = ...,
+        formats: _abc.Iterable[_builtins.int] | None = ...,
+        proxied: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "group", b"group", "host", b"host", "inspection_address", b"inspection_address", "last_report_age_s", b"last_report_age_s", "lease", b"lease", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "formats", b"formats", "group", b"group", "host", b"host", "inspection_address", b"inspection_address", "last_report_age_s", b"last_report_age_s", "lease", b"lease", "ports", b"ports", "proxied", b"proxied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
