@@ -64,6 +64,9 @@ class AgentConfig(BaseSettings):
         default=5.0, ge=0, le=1000, description="from the first news to the report of them"
     )
     open_readers_at_a_time: int = Field(default=256, ge=1)
+    read_checkpoints_at_a_time: int = Field(
+        default=64, ge=1, description="hosts that read a checkpoint at once; the others wait"
+    )
 
     state_dir: Path | None = Field(
         default=None,

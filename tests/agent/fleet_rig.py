@@ -62,6 +62,7 @@ class FleetRig:
         lease_s: float = 30,
         limit: int = 4096,
         open_at_a_time: int = 256,
+        joining: int = 64,
         pending_deadline_s: float = 30,
         state: StateFile | None = None,
     ) -> AsyncIterator[Fleet]:
@@ -71,6 +72,7 @@ class FleetRig:
             "clock-1",
             lease_s=lease_s,
             open_readers_at_a_time=open_at_a_time,
+            read_checkpoints_at_a_time=joining,
             inspection_address="127.0.0.1:1",
         )
         fleet = Fleet(self.bus, members, settings, data_plane, state)
