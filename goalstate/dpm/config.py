@@ -95,7 +95,9 @@ class DpmConfig(BaseSettings):
     @classmethod
     def _can_be_set(cls, value: float | None, info: ValidationInfo) -> float | None:
         broker = str(info.data.get("broker", ""))
-        if value is not None and broker.startswith("pulsar") and not info.data.get("admin_url"):
+        if value is not None and broker.startswith("embedded"):
+            raise ValueError("the embedded broker keeps everything")
+        if value is not None and not info.data.get("admin_url"):
             raise ValueError("it is set through the broker's admin REST API: give admin_url too")
         return value
 
