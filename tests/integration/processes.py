@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from goalstate.bus.brokers import Broker
 from goalstate.bus.process import Child
@@ -97,7 +97,7 @@ class System:
         self._client: DataPlaneManager | None = None
         self._connection = ExitStack()
 
-    def __enter__(self) -> System:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -130,8 +130,8 @@ class System:
         admin = ["--admin-url", self.broker.admin_url] if self.broker.admin_url else []
         return ["dpm", "serve", *self.common, *admin, "--listen", "127.0.0.1:0"]
 
-    def start_dpm(self) -> None:
-        self.dpm, facts = self.start("dpm", *self.serve)
+    def start_dpm(self, **settings: str) -> None:
+        self.dpm, facts = self.start("dpm", *self.serve, **settings)
         self.listen = facts["listen"]
         self._connection.close()
         self._client = self._connection.enter_context(northbound.connect(self.listen))

@@ -1,0 +1,89 @@
+"""The region that the measurements of joins, restarts and failovers are made on: one large VPC.
+
+Its ports are on hosts that nobody plays; those who are measured are hosts after these, which have
+no port yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import islice
+from time import monotonic, sleep
+
+from bench.system import CONVERGE_S, MeasurementFailed, System
+from goalstate.bus.connect import connect
+from goalstate.gs import envelope as envelopes
+from goalstate.gs.envelope import CheckpointPlace
+from goalstate.gs.intent import Intent, Port
+from goalstate.gs.streams import vpc_stream
+from goalstate.scale.generate import Region
+
+#: Hosts that the VPC's ports are on.
+_OTHERS = 100
+_PIECE = 5000
+#: A publisher with these settings writes a checkpoint for each two megabytes on the log.
+SETTINGS = {"checkpoint_min_bytes": 2 * 1024 * 1024, "checkpoint_factor": 0}
+_AFTER_BYTES = 2 * 1024 * 1024
+#: Seconds between two looks.
+_LOOK_S = 0.1
+
+
+class LargeVpc:
+    """So many ports, and room for some more on `guests`, the hosts that are measured."""
+
+    def __init__(self, ports: int, guests: int = 1, more: int = 1000) -> None:
+        self.ports = ports
+        self.first_guest = _OTHERS
+        self._region = Region(hosts=_OTHERS + guests, vpcs=(ports + more,), dhcp_share=0)
+        self.stream = vpc_stream(self._region.vpc_id(1))
+        self._next = ports
+
+    def build(self, system: System) -> int:
+        """Have it all accepted; gives the last change."""
+        system.apply_all(self._region.host_intents())
+        return system.apply_all(self._intents())[-1].change
+
+    def _intents(self) -> Iterator[Intent]:
+        pieces = -(-self.ports // _PIECE)
+        left = self.ports
+        for intent in islice(self._region.vpc_intents(1, _PIECE), pieces):
+            ports = [self._on(port, n % _OTHERS) for n, port in enumerate(intent.ports[:left])]
+            left -= len(ports)
+            yield intent._replace(ports=tuple(ports))
+        if left:
+            raise MeasurementFailed(f"{left} of {self.ports} ports were not generated")
+
+    def _on(self, port: Port, host: int) -> Port:
+        return port._replace(host_id=self._region.host(host).id)
+
+    def more(self, *hosts: int) -> Intent:
+        """One more port on each of these hosts."""
+        ports = []
+        for host in hosts:
+            ports.append(self._on(self._region.port(1, self._next), host))
+            self._next += 1
+        return Intent(ports=tuple(ports))
+
+    def await_checkpoint(self, system: System) -> CheckpointPlace:
+        """Wait for one after which there is little on the log. Raises MeasurementFailed."""
+        end = monotonic() + CONVERGE_S
+        while monotonic() < end:
+            place = asyncio.run(self._newest(system))
+            if place is not None:
+                return place
+            sleep(_LOOK_S)
+        raise MeasurementFailed(f"no checkpoint of {self.stream} was written")
+
+    async def _newest(self, system: System) -> CheckpointPlace | None:
+        topic = system.topics.of_stream(self.stream)
+        bus = await connect(system.broker.url)
+        try:
+            message = await bus.last(topic)
+            place = message and envelopes.from_properties(message.properties).checkpoint
+            if not place:
+                return None
+            after = sum([len(m.payload) async for m in bus.read_to_end(topic, place.log)])
+            return place if after <= _AFTER_BYTES else None
+        finally:
+            await bus.close()
