@@ -8,7 +8,7 @@ from time import perf_counter, time_ns
 import pulsar
 
 from bench.alone import alone
-from bench.large import SETTINGS, LargeVpc
+from bench.large import LargeVpc
 from bench.machine import mib, peak_bytes, resident_bytes
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, written
@@ -24,12 +24,12 @@ DECODING = 10
 
 METHOD = """\
 A VPC of {ports:,} ports on hosts that nobody plays, with a checkpoint of its stream and at most
-2 MB of log after it; publisher, hosts and client are processes of their own on this machine. A
-host that follows its inbox only gets its first port in the VPC. Inside the interval: from before
-the client calls `Apply` until that host has applied the VPC's stream as far as that change:
-validation, a durable entry in the intent log, publication, the host's subscription, the look for
-the newest checkpoint, its reading and decoding into a shadow, the log after it, digest,
-programming of the memory data plane. Each repeat is a new process of one host.
+a tenth as much on the log after it; publisher, hosts and client are processes of their own on
+this machine. A host that follows its inbox only gets its first port in the VPC. Inside the
+interval: from before the client calls `Apply` until that host has applied the VPC's stream as
+far as that change: validation, a durable entry in the intent log, publication, the host's
+subscription, the look for the newest checkpoint, its reading and decoding into a shadow, the log
+after it, digest, programming of the memory data plane. Each repeat is a new process of one host.
 
 Beside it, in the same run: the plain Pulsar client in a process of its own reads the same bytes
 with the client's own `read_next`, checkpoint and log one after the other; from the call that
@@ -61,7 +61,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
     progress(f"join: a VPC of {ports:,} ports")
     joined: list[_Joined] = []
     raw: list[float] = []
-    with System(broker, "join", progress, **SETTINGS) as system:
+    with System(broker, "join", progress, **vpc.settings) as system:
         vpc.build(system)
         place = vpc.await_checkpoint(system)
         for number in range(repeats + 1):
@@ -74,7 +74,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
         first = vpc.first_guest + repeats + 1
         storms = [_storm(system, vpc, first, many, max(0.0, 1 - DECODING / many), progress)]
     little = LargeVpc(small, guests=many, more=2 * many)
-    with System(broker, "join-small", progress, **SETTINGS) as system:
+    with System(broker, "join-small", progress, **little.settings) as system:
         little.build(system)
         storms.append(_storm(system, little, little.first_guest, many, 0.0, progress))
     seconds = Samples.of(one.seconds for one in joined)

@@ -22,9 +22,9 @@ from goalstate.scale.generate import Region
 #: Hosts that the VPC's ports are on.
 _OTHERS = 100
 _PIECE = 5000
-#: A publisher with these settings writes a checkpoint for each two megabytes on the log.
-SETTINGS = {"checkpoint_min_bytes": 2 * 1024 * 1024, "checkpoint_factor": 0}
-_AFTER_BYTES = 2 * 1024 * 1024
+#: The log after the newest checkpoint has at most so many bytes for each port: about a tenth of
+#: what the checkpoint has.
+_AFTER_BYTES = 20
 #: Seconds between two looks.
 _LOOK_S = 0.1
 
@@ -38,6 +38,11 @@ class LargeVpc:
         self._region = Region(hosts=_OTHERS + guests, vpcs=(ports + more,), dhcp_share=0)
         self.stream = vpc_stream(self._region.vpc_id(1))
         self._next = ports
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Of the publisher, with which it writes checkpoints as often as that takes."""
+        return {"checkpoint_min_bytes": _AFTER_BYTES * self.ports, "checkpoint_factor": 0}
 
     def build(self, system: System) -> int:
         """Have it all accepted; gives the last change."""
@@ -84,6 +89,6 @@ class LargeVpc:
             if not place:
                 return None
             after = sum([len(m.payload) async for m in bus.read_to_end(topic, place.log)])
-            return place if after <= _AFTER_BYTES else None
+            return place if after <= _AFTER_BYTES * self.ports else None
         finally:
             await bus.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic, sleep
 
-from bench.large import SETTINGS, LargeVpc
+from bench.large import LargeVpc
 from bench.machine import kib
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, written
@@ -29,7 +29,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
     vpc = LargeVpc(ports, guests=3)
     away, new, busy = range(vpc.first_guest, vpc.first_guest + 3)
     progress(f"resume: a VPC of {ports:,} ports")
-    with System(brokers.get(), "resume", progress, **SETTINGS) as system:
+    with System(brokers.get(), "resume", progress, **vpc.settings) as system:
         vpc.build(system)
         vpc.await_checkpoint(system)
         fleet = system.fleet(1, first=away, state="away")

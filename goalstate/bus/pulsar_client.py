@@ -212,16 +212,14 @@ class Client:
         if receive is not None:
             configuration.reader_listener(self._listener(receive))
         if start == EARLIEST:
-            message_id = _pulsar.MessageId.earliest
+            begin = _pulsar.MessageId.earliest
         elif start == LATEST:
-            message_id = _pulsar.MessageId.latest
+            begin = _pulsar.MessageId.latest
         else:
-            message_id = message_id(topic, start)
+            begin = message_id(topic, start)
         return await self._open(
             f"reader on {topic}",
-            lambda done: self._next().create_reader_async_v2(
-                topic, message_id, configuration, done
-            ),
+            lambda done: self._next().create_reader_async_v2(topic, begin, configuration, done),
         )
 
     def _listener(self, receive: Callable[[Any], None]) -> Callable[[Any, Any], None]:
