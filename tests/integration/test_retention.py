@@ -9,6 +9,7 @@ import asyncio
 import http.client
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from goalstate.bus.brokers import Broker
 from goalstate.bus.connect import connect
 from goalstate.bus.errors import PositionGone
 from goalstate.gs import envelope as envelopes
-from goalstate.gs.envelope import Envelope
+from goalstate.gs.envelope import CheckpointPlace, Envelope
 from goalstate.gs.intent import Intent
 from goalstate.gs.streams import StreamId, inbox_stream, vpc_stream
 from goalstate.scale.generate import Region
@@ -56,13 +57,16 @@ class Pulsar(System):
     # --- what is on the topics ---
 
     def newest(self, stream: StreamId) -> Envelope:
-        message = self._last(self.topic(stream))
-        assert message is not None
-        return envelopes.from_properties(message.properties)
+        return envelopes.from_properties(self.last(self.topic(stream)).properties)
 
     def has_checkpoint_since(self, stream: StreamId, before: Envelope) -> bool:
         newest = self.newest(stream)
         return newest.checkpoint not in (None, before.checkpoint) and newest.mark > before.mark
+
+    def is_all_after(self, stream: StreamId, closed: CheckpointPlace) -> bool:
+        """Is what the newest checkpoint needs after these positions of its topic and the log?"""
+        place = self.newest(stream).checkpoint
+        return place is not None and place.begin > closed.begin and place.log > closed.log
 
     def reaches_back(self, topic: str, position: bytes) -> bool:
         """Does a topic still have what came after a position?"""
@@ -94,7 +98,7 @@ class Pulsar(System):
 
         return asyncio.run(read())
 
-    def _last(self, topic: str) -> Message | None:
+    def last(self, topic: str) -> Message:
         async def read() -> Message | None:
             bus = await connect(self.broker.url)
             try:
@@ -102,7 +106,9 @@ class Pulsar(System):
             finally:
                 await bus.close()
 
-        return asyncio.run(read())
+        message = asyncio.run(read())
+        assert message is not None, topic
+        return message
 
     def close_ledgers(self, *topics: str) -> None:
         """As the broker does by itself when they are full or old."""
@@ -159,7 +165,7 @@ def test_agents_fetch_what_they_missed_and_a_checkpoint_where_that_is_trimmed(
         # Missed, and on the log.
         system.fleets["agents"].kill()
         system.apply(more_ports(0, 100))
-        missed = 100 * REGION.hosts
+        missed, ports = 100 * REGION.hosts, PORTS + 100
         counts = system.start_agents("agents")
         system.all_live()
         system.converged()
@@ -170,13 +176,18 @@ def test_agents_fetch_what_they_missed_and_a_checkpoint_where_that_is_trimmed(
         assert counts("resyncs") == counts("gaps") == 0
         system.check()
 
-        # Missed, and trimmed: closed ledgers go, the newest checkpoint is in the open ones.
+        # Missed, and trimmed: closed ledgers go. Those that are open have the newest checkpoint,
+        # the messages after which it and the log are read, and what tells of it; with a retention
+        # of time that is always so.
         system.fleets["agents"].kill()
         stored = system.first(log)
+        closed = CheckpointPlace(system.last(checkpoints).position, system.last(log).position)
         system.close_ledgers(log, checkpoints)
-        before = system.newest(VPC)
-        system.apply(more_ports(100, 1))
-        until(lambda: system.has_checkpoint_since(VPC, before), "there is a newer checkpoint")
+        while not system.is_all_after(VPC, closed):
+            before = system.newest(VPC)
+            system.apply(more_ports(ports - PORTS, 1))
+            ports += 1
+            until(partial(system.has_checkpoint_since, VPC, before), "there is a newer checkpoint")
         inbox = inbox_stream(REGION.host(0).group)
         others = (system.topic(inbox), system.topics.checkpoints_of(inbox))
         system.trim(log, checkpoints, *others, system.topics.intent_log)
@@ -193,10 +204,10 @@ def test_agents_fetch_what_they_missed_and_a_checkpoint_where_that_is_trimmed(
         system.close_ledgers(system.topics.intent_log)
         system.trim(system.topics.intent_log)
         system.start_dpm(**SETTINGS)
-        assert system.client.status().objects["port"] == PORTS + 101
+        assert system.client.status().objects["port"] == ports
         system.fleets["agents"].kill()
         system.start_agents("new")
-        system.apply(more_ports(101, 1))
+        system.apply(more_ports(ports - PORTS, 1))
         system.all_live()
         system.converged()
         system.check()
