@@ -23,7 +23,7 @@ from goalstate.scale.generate import Region
 _OTHERS = 100
 _PIECE = 5000
 #: The log after the newest checkpoint has at most so many bytes for each port: about a tenth of
-#: what the checkpoint has.
+#: what the checkpoint has, and one is due after half of that.
 _AFTER_BYTES = 20
 #: Seconds between two looks.
 _LOOK_S = 0.1
@@ -35,14 +35,16 @@ class LargeVpc:
     def __init__(self, ports: int, guests: int = 1, more: int = 1000) -> None:
         self.ports = ports
         self.first_guest = _OTHERS
-        self._region = Region(hosts=_OTHERS + guests, vpcs=(ports + more,), dhcp_share=0)
+        # Beside the guests' own: what makes a checkpoint due, some times.
+        room = ports + more + 5 * self._enough
+        self._region = Region(hosts=_OTHERS + guests, vpcs=(room,), dhcp_share=0)
         self.stream = vpc_stream(self._region.vpc_id(1))
         self._next = ports
 
     @property
     def settings(self) -> dict[str, object]:
         """Of the publisher, with which it writes checkpoints as often as that takes."""
-        return {"checkpoint_min_bytes": _AFTER_BYTES * self.ports, "checkpoint_factor": 0}
+        return {"checkpoint_min_bytes": _AFTER_BYTES * self.ports // 2, "checkpoint_factor": 0}
 
     def build(self, system: System) -> int:
         """Have it all accepted; gives the last change."""
@@ -73,22 +75,33 @@ class LargeVpc:
     def await_checkpoint(self, system: System) -> CheckpointPlace:
         """Wait for one after which there is little on the log. Raises MeasurementFailed."""
         end = monotonic() + CONVERGE_S
+        known = None
         while monotonic() < end:
-            place = asyncio.run(self._newest(system))
-            if place is not None:
+            place, after = asyncio.run(self._newest(system))
+            if place is not None and after <= _AFTER_BYTES * self.ports:
                 return place
+            if place is not None and place != known:
+                # What came on the log while it was written does not make the next one due.
+                known = place
+                system.apply(self.more(*([0] * self._enough)))
             sleep(_LOOK_S)
         raise MeasurementFailed(f"no checkpoint of {self.stream} was written")
 
-    async def _newest(self, system: System) -> CheckpointPlace | None:
+    @property
+    def _enough(self) -> int:
+        """So many ports more make a checkpoint due."""
+        return self.ports // 10 + 1
+
+    async def _newest(self, system: System) -> tuple[CheckpointPlace | None, int]:
+        """Where the log says that it is, and the bytes on the log after it."""
         topic = system.topics.of_stream(self.stream)
         bus = await connect(system.broker.url)
         try:
             message = await bus.last(topic)
             place = message and envelopes.from_properties(message.properties).checkpoint
             if not place:
-                return None
-            after = sum([len(m.payload) async for m in bus.read_to_end(topic, place.log)])
-            return place if after <= _AFTER_BYTES * self.ports else None
+                return None, 0
+            after = [len(message.payload) async for message in bus.read_to_end(topic, place.log)]
+            return place, sum(after)
         finally:
             await bus.close()
