@@ -17,7 +17,21 @@ from pathlib import Path
 
 import grpc
 
-from bench import derive, fanout, hold, machine, memory, overload, publish, report, wire
+from bench import (
+    derive,
+    failover,
+    fanout,
+    hold,
+    join,
+    machine,
+    memory,
+    overload,
+    publish,
+    report,
+    restart,
+    resume,
+    wire,
+)
 from bench.report import Goal, Section
 from bench.system import Brokers, MeasurementFailed
 from goalstate import __version__
@@ -49,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fanout": lambda: fanout.measure(brokers, progress, quick=quick),
         "wire": lambda: wire.measure(brokers, progress, quick=quick),
         "memory": lambda: memory.measure(brokers, progress, quick=quick),
+        "join": lambda: join.measure(brokers, progress, quick=quick),
+        "resume": lambda: resume.measure(brokers, progress, quick=quick),
+        "restart": lambda: restart.measure(brokers, progress, quick=quick),
+        "failover": lambda: failover.measure(brokers, progress, quick=quick),
     }
     unknown = [name for name in options.only if name not in measurements]
     if unknown:
@@ -115,7 +133,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure goalstate on this machine, beside the plain Pulsar client.",
-        epilog="A whole run takes some 10 minutes on two cores, a quick one 3. "
+        epilog="A whole run takes some 20 minutes on two cores, a quick one 6. "
         "The exit code says whether everything could be measured, not whether goals were met.",
     )
     parser.add_argument(
@@ -123,7 +141,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="derive, hold, publish, overload, fanout, wire or memory; may be repeated",
+        help="derive, hold, publish, overload, fanout, wire, memory, join, resume, restart or "
+        "failover; may be repeated",
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer repeats and smaller sizes; proves less"

@@ -11,8 +11,7 @@ from time import time_ns
 from bench.raw import Yardstick
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, percentile, written
-from bench.system import Brokers, Fleet, MeasurementFailed, Progress, System
-from goalstate.bus.connect import connect
+from bench.system import Brokers, Fleet, MeasurementFailed, Progress, System, newest
 from goalstate.gs.intent import Intent
 from goalstate.gs.streams import Mark, vpc_stream
 from goalstate.scale.generate import Region
@@ -186,7 +185,8 @@ def _fleet(
                     if measured:
                         cell.add(latencies, answered)
                 if not number:
-                    payload, properties = asyncio.run(_newest(broker.url, topic))
+                    message = asyncio.run(newest(broker.url, topic))
+                    payload, properties = message.payload, dict(message.properties)
                     raw.message_bytes = len(payload) + sum(
                         len(k) + len(v) for k, v in properties.items()
                     )
@@ -231,15 +231,3 @@ def _addition(
     if len(latencies) != region.hosts + 1:
         raise MeasurementFailed(f"{len(latencies) - 1} of {region.hosts} hosts follow {multicast}")
     return answered - requested, latencies
-
-
-async def _newest(url: str, topic: str) -> tuple[bytes, dict[str, str]]:
-    """Payload and properties of the newest message of a topic."""
-    bus = await connect(url)
-    try:
-        message = await bus.last(topic)
-    finally:
-        await bus.close()
-    if message is None:
-        raise MeasurementFailed(f"{topic} is empty")
-    return message.payload, dict(message.properties)

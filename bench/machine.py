@@ -49,6 +49,12 @@ def resident_bytes(pid: int | None = None) -> int:
     return int(statm.split()[1]) * _PAGE
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that was ever resident in a process."""
+    status = Path(f"/proc/{pid}/status")
+    return int(next(_values(status, "VmHWM")).split()[0]) * 1024
+
+
 def command(arguments: Sequence[str]) -> str:
     """How the program was called."""
     return f"`{' '.join(['python -m bench', *arguments])}`"

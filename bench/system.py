@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +19,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from goalstate.bus import brokers
+from goalstate.bus.base import Message
+from goalstate.bus.connect import connect
 from goalstate.bus.errors import BusError
 from goalstate.bus.process import Child
 from goalstate.gs import intent_codec
@@ -29,12 +34,16 @@ from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2_grpc import (
     DataPlaneManagerStub,
 )
+from goalstate.gs.streams import Mark, StreamId
 from goalstate.gs.topics import Topics
 
 Progress = Callable[[str], None]
 
 #: Seconds within which all hosts must have what was published.
 CONVERGE_S = 300.0
+#: Seconds for one of several tries, and between two looks at what is waited for.
+_TRY_S = 2.0
+_LOOK_S = 0.01
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
@@ -85,8 +94,10 @@ class Brokers:
 class System:
     """A region: its publisher, and the fleets that play its hosts. To be used in a `with`."""
 
-    def __init__(self, broker: brokers.Broker, region: str, progress: Progress) -> None:
-        """Start the publisher. Raises BrokerFailed with the end of its log."""
+    def __init__(
+        self, broker: brokers.Broker, region: str, progress: Progress, **settings: object
+    ) -> None:
+        """Start the publisher with these settings. Raises BrokerFailed with the end of its log."""
         self.broker = broker
         self._progress = progress
         # A broker that was there before may have seen such a region already.
@@ -97,17 +108,22 @@ class System:
             self._stack.enter_context(tempfile.TemporaryDirectory(prefix="goalstate-bench-"))
         )
         try:
-            admin = ["--admin-url", broker.admin_url] if broker.admin_url else []
-            facts = self._serve("dpm", ["dpm", "serve", "--listen", "127.0.0.1:0", *admin])
-            self.dpm_pid: int = facts["pid"]
-            self.address: str = facts["listen"]
-            channel = self._stack.enter_context(
-                grpc.insecure_channel(facts["listen"], options=_OPTIONS)
-            )
-            self.stub: Any = DataPlaneManagerStub(channel)
+            self.dpm = self.publisher(**settings)
         except BaseException:
             self._stack.close()
             raise
+
+    @property
+    def dpm_pid(self) -> int:
+        return self.dpm.pid
+
+    @property
+    def address(self) -> str:
+        return self.dpm.address
+
+    @property
+    def stub(self) -> Any:
+        return self.dpm.stub
 
     def __enter__(self) -> Self:
         return self
@@ -120,13 +136,34 @@ class System:
     ) -> None:
         self._stack.close()
 
-    def fleet(self, hosts: int, *, counting_share: float = 0.0, decoding: str = "shared") -> Fleet:
-        """Start so many hosts, from the first; returns when they follow their inboxes."""
-        arguments = ["agent", "run", "--hosts", str(hosts), "--inspect", "127.0.0.1:0"]
-        arguments += ["--counting-share", str(counting_share), "--decoding", decoding]
-        return Fleet(self._stack, self._serve("fleet", arguments))
+    def publisher(self, **settings: object) -> Publisher:
+        """Start a publisher of the region; returns when it serves, or stands by."""
+        admin = ["--admin-url", self.broker.admin_url] if self.broker.admin_url else []
+        arguments = ["dpm", "serve", "--listen", "127.0.0.1:0", *admin]
+        named = {f"GOALSTATE_DPM_{key.upper()}": str(value) for key, value in settings.items()}
+        return Publisher(self._stack, *self._serve("dpm", arguments, named))
 
-    def _serve(self, name: str, arguments: list[str]) -> dict[str, Any]:
+    def fleet(
+        self,
+        hosts: int,
+        *,
+        first: int = 0,
+        counting_share: float = 0.0,
+        decoding: str = "shared",
+        state: str = "",
+    ) -> Fleet:
+        """Start so many hosts; returns when they follow their inboxes. `state`: what they hold is
+        stored under that name, and where it was, they go on."""
+        arguments = ["agent", "run", "--hosts", str(hosts), "--inspect", "127.0.0.1:0"]
+        arguments += ["--first", str(first)]
+        arguments += ["--counting-share", str(counting_share), "--decoding", decoding]
+        if state:
+            arguments += ["--state-dir", str(self._directory / state)]
+        return Fleet(self._stack, *self._serve("fleet", arguments, {}))
+
+    def _serve(
+        self, name: str, arguments: list[str], settings: dict[str, str]
+    ) -> tuple[Child, dict[str, Any]]:
         number = len(list(self._directory.glob(f"{name}-*.log")))
         ready = self._directory / f"{name}-{number}.ready"
         common = ["--broker", self.broker.url, "--region", self.region, "--metrics-port", "0"]
@@ -143,20 +180,18 @@ class System:
             what=f"the {name}",
             log=self._directory / f"{name}-{number}.log",
             # Settings of the caller's own would make this another measurement.
-            env={k: v for k, v in os.environ.items() if not k.startswith("GOALSTATE_")},
+            env={k: v for k, v in os.environ.items() if not k.startswith("GOALSTATE_")} | settings,
         )
         self._stack.callback(child.stop)
         child.await_ready(ready.exists, self._progress)
         facts: dict[str, Any] = json.loads(ready.read_text(encoding="utf-8"))
-        return facts
+        return child, facts
 
     # --- calls ---
 
     def apply(self, intent: Intent) -> api.ApplyReply:
         """Apply one intent. Raises grpc.RpcError, also when it is refused."""
-        request = api.ApplyRequest(intent=intent_codec.to_proto(intent))
-        reply: api.ApplyReply = self.stub.Apply(request, timeout=CONVERGE_S)
-        return reply
+        return self.dpm.apply(intent)
 
     def apply_all(self, intents: Iterable[Intent]) -> list[api.ApplyReply]:
         """Apply intents in order, without waiting for the answer to each."""
@@ -192,11 +227,47 @@ class System:
         return reply
 
 
+class Publisher:
+    """A DPM's process."""
+
+    def __init__(self, stack: ExitStack, child: Child, facts: dict[str, Any]) -> None:
+        self.child = child
+        self.pid: int = facts["pid"]
+        self.address: str = facts["listen"]
+        channel = stack.enter_context(grpc.insecure_channel(facts["listen"], options=_OPTIONS))
+        self.stub: Any = DataPlaneManagerStub(channel)
+
+    def apply(self, intent: Intent, timeout_s: float = CONVERGE_S) -> api.ApplyReply:
+        """Apply one intent. Raises grpc.RpcError, also when it is refused."""
+        request = api.ApplyRequest(intent=intent_codec.to_proto(intent))
+        reply: api.ApplyReply = self.stub.Apply(request, timeout=timeout_s)
+        return reply
+
+    def apply_soon(self, intent: Intent) -> float:
+        """Try until it is applied; gives when it was, by the monotonic clock. Raises
+        MeasurementFailed."""
+        end = time.monotonic() + CONVERGE_S
+        while True:
+            try:
+                self.apply(intent, _TRY_S)
+            except grpc.RpcError as error:
+                if time.monotonic() > end:
+                    raise MeasurementFailed(f"it does not serve: {error}") from error
+                time.sleep(_LOOK_S)
+            else:
+                return time.monotonic()
+
+    def log(self) -> str:
+        return self.child.log.read_text(encoding="utf-8", errors="replace")
+
+
 class Fleet:
     """A process that plays hosts."""
 
-    def __init__(self, stack: ExitStack, facts: dict[str, Any]) -> None:
+    def __init__(self, stack: ExitStack, child: Child, facts: dict[str, Any]) -> None:
+        self.child = child
         self.pid: int = facts["pid"]
+        self._metrics = f"http://{facts['metrics']}/metrics"
         self.counting: int = facts["counting_hosts"]
         self.decoding: int = facts["decoding_hosts"]
         channel = stack.enter_context(grpc.insecure_channel(facts["listen"], options=_OPTIONS))
@@ -209,5 +280,53 @@ class Fleet:
             for position in host.streams:
                 yield host.host, position
 
+    def applied_ns(self, stream: StreamId, to: Mark, hosts: int) -> list[int]:
+        """When each of so many hosts had applied a stream up to a mark, once all have; ns since the
+        epoch. Raises MeasurementFailed."""
+        end = time.monotonic() + CONVERGE_S
+        while True:
+            found = [
+                at.applied_unix_ns
+                for _, at in self.positions()
+                if at.stream == str(stream) and Mark(at.epoch, at.sequence) >= to
+            ]
+            if len(found) >= hosts:
+                return found
+            if time.monotonic() > end:
+                raise MeasurementFailed(f"{len(found)} of {hosts} hosts are at {to} of {stream}")
+            time.sleep(_LOOK_S)
 
-__all__ = ["CONVERGE_S", "Brokers", "BusError", "Fleet", "MeasurementFailed", "System"]
+    def counted(self, name: str, **labels: str) -> float:
+        """One of the process's metrics, without prefix and `_total`."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self._metrics, timeout=60) as answer:
+            text = answer.read().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == f"goalstate_agent_{name}_total" and sample.labels == labels:
+                    return float(sample.value)
+        raise MeasurementFailed(f"an agent has no metric {name} {labels}")
+
+
+async def newest(url: str, topic: str) -> Message:
+    """The newest message of a topic. Raises MeasurementFailed if it has none."""
+    bus = await connect(url)
+    try:
+        message = await bus.last(topic)
+    finally:
+        await bus.close()
+    if message is None:
+        raise MeasurementFailed(f"{topic} is empty")
+    return message
+
+
+__all__ = [
+    "CONVERGE_S",
+    "Brokers",
+    "BusError",
+    "Fleet",
+    "MeasurementFailed",
+    "Publisher",
+    "System",
+    "newest",
+]

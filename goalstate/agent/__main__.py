@@ -155,6 +155,7 @@ async def run(
                 lease_s=config.lease_s,
                 report_delay_s=config.report_delay_ms / 1e3,
                 open_readers_at_a_time=config.open_readers_at_a_time,
+                read_checkpoints_at_a_time=config.read_checkpoints_at_a_time,
                 inspection_address=facts["listen"] or "",
                 shared_decoding=config.decoding == "shared",
             ),

@@ -23,6 +23,10 @@ class Beginning(NamedTuple):
     topic: str
     start: bytes
 
+    def is_checkpoint_of(self, follow: Follow) -> bool:
+        """Is it a checkpoint, and not the log that is to be followed?"""
+        return self.topic != follow.topic
+
 
 def is_sought(follow: Follow, topics: Topics) -> bool:
     """Does where to begin depend on the newest message of the log?"""

@@ -98,6 +98,9 @@ class AgentConfig(BaseSettings):
         default=5.0, ge=0, le=1000, description="from the first news to the report of them"
     )
     open_readers_at_a_time: int = Field(default=256, ge=1)
+    read_checkpoints_at_a_time: int = Field(
+        default=64, ge=1, description="hosts that read a checkpoint at once; the others wait"
+    )
 
     alcor_formats: tuple[Literal["v1", "v2"], ...] = Field(
         default=("v1", "v2"), min_length=1, description="that hosts which are pushed to take"

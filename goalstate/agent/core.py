@@ -34,6 +34,7 @@ Laws (those of a stream's order are in `stream`, those of programming in `progra
     on where it was.
 8.  A counting host checks order and checksum of the streams of VPCs and security groups, and holds
     nothing of them. As it cannot know what its ports refer to, it does not wait for references.
+9.  A host that holds much of a stream reads it again at a moment of its own (`spread`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Group, Received, grouped
 from goalstate.agent.programming import Programming
 from goalstate.agent.retry import RetryPolicy
+from goalstate.agent.spread import moment
 from goalstate.agent.state import Journal, StoredStream, restored
 from goalstate.agent.stream import Fault, Place, Reading, Stream
 from goalstate.gs.envelope import MessageKind
@@ -204,11 +206,15 @@ class HostCore:
         if stream is not None and not stream.leaving:
             stream.gone += 1
             if stream.gone == 1:
-                self._resync(stream, now)
+                delay = moment(self.host, stream)
             else:
+                delay = _delay(stream.gone)
                 self.exceptions_changed = True
-                stream.reread_ns = now + _delay(stream.gone)
+            if delay:
+                stream.reread_ns = now + delay
                 self._wake_at(stream.reread_ns)
+            else:
+                self._resync(stream, now)
         return self._done(now)
 
     def programmed(self, number: int, refused: Mapping[int, Refusal], now: int) -> list[Action]:
@@ -254,6 +260,11 @@ class HostCore:
         return self._done(now)
 
     # --- what it holds ---
+
+    def is_empty(self, stream_id: StreamId) -> bool:
+        """Has it nothing of a stream, or not even that?"""
+        stream = self.streams.get(stream_id)
+        return stream is None or stream.live.mark == ORIGIN
 
     @property
     def dirty(self) -> bool:
@@ -393,6 +404,8 @@ class HostCore:
                     for id_ in group.ids:
                         if not taken or id_ not in taken:
                             self.programming.again(stream, group.kind, id_, now)
+            elif not group.deletion:
+                reading.groups.append(group)
         self.counters.out_of_order += reading.out_of_order - out_of_order
         if content.malformed or reading.malformed:
             self.exceptions_changed = True
@@ -441,10 +454,14 @@ class HostCore:
             if stream.disagreements == 1:
                 stream.disagreed = stream.live.mark
                 self.exceptions_changed = True
-                self._resync(stream, now)
+                delay = moment(self.host, stream)
             else:
-                stream.resync_ns = now + _delay(stream.disagreements)
+                delay = _delay(stream.disagreements)
+            if delay:
+                stream.resync_ns = now + delay
                 self._wake_at(stream.resync_ns)
+            else:
+                self._resync(stream, now)
 
     def _swap(self, stream: Stream, now: int) -> None:
         """The shadow has got as far as what is held: it takes its place, and is programmed."""
@@ -460,12 +477,22 @@ class HostCore:
             if gone:
                 group = Group(kind, True, "", [r._replace(payload=b"") for r in gone], [()])
                 self._want(stream, group, {r.id: r for r in gone}, previous, now)
-            came = [r for id_, r in after.items() if before.get(id_) != r]
+            # What came together, and is all new, is brought on as it came: hosts that read the same
+            # then share the work of sorting it.
+            known: set[str] = set()
+            for group in new.unchanged(kind):
+                if before.keys().isdisjoint(group.ids):
+                    self._want(stream, group, None, previous, now)
+                    known.update(group.ids)
+            if len(known) == len(after):
+                continue
+            came = [r for id_, r in after.items() if id_ not in known and before.get(id_) != r]
             for group in grouped(came, stream.id):
                 fresh = before.keys().isdisjoint(group.ids)
                 olds = None if fresh else {r.id: _known(before, r) for r in group.resources}
                 self._want(stream, group, olds, previous, now)
         stream.published_ns = published_ns
+        new.groups = []
         if old.unread or new.unread or old.malformed or new.malformed:
             self.exceptions_changed = True
         self.changed[stream.id] = None

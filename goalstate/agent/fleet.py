@@ -7,8 +7,9 @@
 
 Laws:
 
-1.  What one host knows no other host uses. Hosts share the connection, and the reading of a message
-    that the bus hands to several of them (unless `shared_decoding` is off).
+1.  What one host knows no other host uses. Hosts share the connection; unless `shared_decoding` is
+    off, also the reading of a message that the bus hands to several of them, and the reader of a
+    checkpoint that they read at the same time.
 2.  Reports are gathered: the news of all hosts until none came for the report delay become one
     message; where they keep coming, at the latest after `reporting.GATHER_DELAYS` of it. A host
     says everything (`full`) each third of its lease, hosts spread evenly over that time; and after
@@ -73,6 +74,7 @@ class FleetSettings(NamedTuple):
     lease_s: float = 30.0
     report_delay_s: float = 0.005
     open_readers_at_a_time: int = 256
+    read_checkpoints_at_a_time: int = 64
     inspection_address: str = ""
     #: Read a message once that several hosts get, instead of once for each of them.
     shared_decoding: bool = True
@@ -123,6 +125,9 @@ class Host:
 
     def position_gone(self, stream: StreamId) -> None:
         self.perform(self.core.position_gone(stream, time.time_ns()))
+
+    def is_empty(self, stream: StreamId) -> bool:
+        return self.core.is_empty(stream)
 
     def tick(self, now: int) -> None:
         try:
@@ -202,7 +207,13 @@ class Fleet:
         self.counters = Counters()
         self.settings = settings
         self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
-        self.readers = Readers(bus, settings.host.topics, settings.open_readers_at_a_time)
+        self.readers = Readers(
+            bus,
+            settings.host.topics,
+            settings.open_readers_at_a_time,
+            joining=settings.read_checkpoints_at_a_time,
+            shared=settings.shared_decoding,
+        )
         self.waking: dict[Host, None] = {}
         self.hosts: dict[str, Host] = {}
         self.stopping = False
@@ -343,4 +354,9 @@ class Fleet:
             opening = self.readers.wanted - self.readers.open
             if opening and loop.time() - said > 1:
                 said = loop.time()
-                log.info("opening readers", open=self.readers.open, wanted=self.readers.wanted)
+                log.info(
+                    "opening readers",
+                    open=self.readers.open,
+                    wanted=self.readers.wanted,
+                    waiting=self.readers.waiting,
+                )

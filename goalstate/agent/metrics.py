@@ -76,6 +76,7 @@ class FleetMetrics(Collector):
             counters.revocations,
         )
         for name, text, number in (
+            ("message_bytes", "Their payloads' bytes.", counters.bytes),
             ("gaps", "Gaps seen in streams.", counters.gaps),
             ("resyncs", "Times that a stream was read again.", counters.resyncs),
             ("digest_mismatches", "Times that a digest differed.", counters.mismatches),

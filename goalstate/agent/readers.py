@@ -9,6 +9,8 @@ Laws:
     random, so that many hosts do not come back at once.
 4.  Where a stream is read from its beginning, the newest message of its log is looked up first. All
     that ask for one topic while a look is under way share it.
+5.  Where that leads to a checkpoint, a host reads it once it is admitted (`admission`), and has its
+    place until it follows something else. One that had to wait looks again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from typing import Any, Protocol
 import structlog
 
 from goalstate.agent.actions import Follow
+from goalstate.agent.admission import Admission, Ticket
 from goalstate.agent.beginning import Beginning, beginning, is_sought
+from goalstate.agent.checkpoint_readers import CheckpointReaders
 from goalstate.bus.base import Bus, Message, Reader
 from goalstate.bus.errors import BusClosed, BusError, PositionGone
 from goalstate.gs.streams import StreamId
@@ -40,11 +44,15 @@ class Listener(Protocol):
 
     def position_gone(self, stream: StreamId) -> None: ...
 
+    def is_empty(self, stream: StreamId) -> bool:
+        """Does it have nothing of the stream yet?"""
+        ...
+
 
 class _Following:
     """One host's reader of one stream, and what is wished of it."""
 
-    __slots__ = ("generation", "opened", "reader", "task", "wish")
+    __slots__ = ("generation", "opened", "reader", "task", "ticket", "wish")
 
     def __init__(self) -> None:
         #: Grows with each wish.
@@ -54,14 +62,21 @@ class _Following:
         #: The wish that `reader` is of.
         self.opened = 0
         self.task: asyncio.Task[None] | None = None
+        #: Of a checkpoint that it reads, or is to read.
+        self.ticket: Ticket | None = None
 
 
 class Readers:
     """See the module's text. `wanted` and `open` are numbers of readers."""
 
-    def __init__(self, bus: Bus | None, topics: Topics, at_a_time: int) -> None:
+    def __init__(
+        self, bus: Bus | None, topics: Topics, at_a_time: int, *, joining: int, shared: bool
+    ) -> None:
+        """`joining`: so many hosts read a checkpoint at a time. `shared`: they share its reader."""
         self._bus = bus
         self._topics = topics
+        self._admission = Admission(joining)
+        self._checkpoints = CheckpointReaders(bus, shared=shared)
         #: By topic: looks under way at its newest message.
         self._lookups: dict[str, asyncio.Task[Message | None]] = {}
         self._slots = asyncio.Semaphore(at_a_time)
@@ -90,6 +105,11 @@ class Readers:
             following.wish = None
             self._go(listener, stream, following)
 
+    @property
+    def waiting(self) -> int:
+        """So many hosts wait for their turn to read a checkpoint."""
+        return self._admission.waiting
+
     async def settled(self) -> None:
         """Wait until every wish so far is fulfilled."""
         while tasks := [f.task for f in self._followings.values() if f.task is not None]:
@@ -113,6 +133,7 @@ class Readers:
 
     def _go(self, listener: Listener, stream: StreamId, following: _Following) -> None:
         following.generation += 1
+        self._leave(following)
         if following.task is None and not self._closed:
             following.task = asyncio.create_task(self._fulfil(listener, stream, following))
 
@@ -124,6 +145,10 @@ class Readers:
                 generation = following.generation
                 try:
                     begin = await self._begin(following.wish)
+                    if generation == following.generation and not await self._is_admitted(
+                        listener, following, begin
+                    ):
+                        continue
                     async with self._slots:
                         await self._close(following)
                         if generation == following.generation:
@@ -131,6 +156,7 @@ class Readers:
                     failures = 0
                 except PositionGone as error:
                     log.info("position gone", stream=str(stream), error=str(error))
+                    self._leave(following)
                     following.opened = generation
                     if generation == following.generation:
                         listener.position_gone(stream)
@@ -139,10 +165,12 @@ class Readers:
                 except BusError as error:
                     failures += 1
                     log.warning("cannot follow", stream=str(stream), error=str(error))
+                    self._leave(following)
                     await asyncio.sleep(self._delay(failures))
                 except Exception:  # a defect must not end the following for good
                     failures += 1
                     log.exception("cannot follow", stream=str(stream))
+                    self._leave(following)
                     await asyncio.sleep(self._delay(failures))
         finally:
             following.task = None
@@ -155,6 +183,27 @@ class Readers:
             return None
         newest = await self._look_up(wish.topic) if is_sought(wish, self._topics) else None
         return beginning(wish, newest.properties if newest else None, self._topics)
+
+    async def _is_admitted(
+        self, listener: Listener, following: _Following, begin: Beginning | None
+    ) -> bool:
+        """May the host read this now? Else wait until it may, or does not wish to any more."""
+        wish, ticket = following.wish, following.ticket
+        if wish is None or begin is None or not begin.is_checkpoint_of(wish):
+            self._leave(following)
+            return True
+        if ticket is None:
+            empty = listener.is_empty(wish.stream)
+            ticket = following.ticket = self._admission.ask(empty=empty)
+            if not ticket.held:
+                await ticket.turn()
+                return False  # by now there may be another checkpoint
+        return ticket.held
+
+    def _leave(self, following: _Following) -> None:
+        ticket, following.ticket = following.ticket, None
+        if ticket is not None:
+            self._admission.leave(ticket)
 
     async def _look_up(self, topic: str) -> Message | None:
         """The newest message of a topic."""
@@ -183,11 +232,19 @@ class Readers:
         generation: int,
         begin: Beginning | None,
     ) -> None:
-        if begin is not None:
+        wish = following.wish
+        if begin is not None and wish is not None:
             assert self._bus is not None  # else nobody is told to follow anything
-            following.reader = await self._bus.open_reader(
-                *begin, self._sink(listener, stream, following, generation)
-            )
+            sink = self._sink(listener, stream, following, generation)
+            if begin.is_checkpoint_of(wish):
+
+                def stalled() -> None:
+                    if following.generation == generation:
+                        listener.position_gone(stream)
+
+                following.reader = await self._checkpoints.open(begin, sink, stalled)
+            else:
+                following.reader = await self._bus.open_reader(*begin, sink)
             self.open += 1
         following.opened = generation
 

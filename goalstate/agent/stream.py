@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from operator import is_
 from typing import TYPE_CHECKING, NamedTuple
 
 from goalstate.agent.decoding import Content, Group
@@ -90,6 +91,7 @@ class Reading:
         "chunks",
         "digest",
         "expected",
+        "groups",
         "held",
         "malformed",
         "mark",
@@ -111,6 +113,8 @@ class Reading:
         #: What is held is exact from here on; ORIGIN where it always was.
         self.until = ORIGIN
         self.held: dict[Kind, dict[str, Resource]] = {}
+        #: Additions as they came, kept for as long as none of it is wanted yet (a shadow).
+        self.groups: list[Group] = []
         self.tombstones: dict[Kind, dict[str, int]] = {}
         self.digest = digests.EMPTY
         #: What the publisher says that the digest is; None where it said nothing yet.
@@ -220,6 +224,15 @@ class Reading:
             del tombstones[next(iter(tombstones))]
         self.digest = digest & digests.MASK
         return taken
+
+    def unchanged(self, kind: Kind) -> list[Group]:
+        """The kept groups of a kind of which all is held as it came."""
+        held = self.held.get(kind, {})
+        return [
+            group
+            for group in self.groups
+            if group.kind is kind and all(map(is_, map(held.get, group.ids), group.resources))
+        ]
 
     def note(self, content: Content) -> None:
         """Remember what of the message just read is malformed, and forget what no longer is."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -155,6 +155,15 @@ class MemoryBroker:
         if surplus > 0:
             del log.messages[:surplus]
             log.base += surplus
+            for reader in log.readers:
+                reader._cursor = max(reader._cursor, log.base)
+                self._settle(reader)
+
+    def expire(self, before_ns: int, *, for_good: Collection[str] = ()) -> None:
+        """Forget what was published before a time, but on the topics that are kept `for_good`."""
+        for topic, log in self._logs.items():
+            if topic not in for_good:
+                self.trim(topic, sum(one.published_ns >= before_ns for one in log.messages))
 
     @property
     def topics(self) -> list[str]:
@@ -261,7 +270,6 @@ class MemoryBroker:
         if held and (reader._cursor >= log.end or random() < 0.5):
             message = held.pop(int(random() * len(held)))
         else:
-            reader._cursor = max(reader._cursor, log.base)
             message = log.messages[reader._cursor - log.base]
             reader._cursor += 1
             message = self._misfortune(message, held)

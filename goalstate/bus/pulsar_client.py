@@ -87,7 +87,8 @@ def written(position: bytes) -> str:
     return str(_POSITION.unpack(position))
 
 
-def _message_id(topic: str, position: bytes) -> Any:
+def message_id(topic: str, position: bytes) -> Any:
+    """The client's own id of the message at a position. Raises PositionGone if it is none."""
     if len(position) != _POSITION.size:
         raise PositionGone(f"{topic}: {position.hex()} is no position of Apache Pulsar")
     ledger, entry, index = _POSITION.unpack(position)
@@ -211,16 +212,14 @@ class Client:
         if receive is not None:
             configuration.reader_listener(self._listener(receive))
         if start == EARLIEST:
-            message_id = _pulsar.MessageId.earliest
+            begin = _pulsar.MessageId.earliest
         elif start == LATEST:
-            message_id = _pulsar.MessageId.latest
+            begin = _pulsar.MessageId.latest
         else:
-            message_id = _message_id(topic, start)
+            begin = message_id(topic, start)
         return await self._open(
             f"reader on {topic}",
-            lambda done: self._next().create_reader_async_v2(
-                topic, message_id, configuration, done
-            ),
+            lambda done: self._next().create_reader_async_v2(topic, begin, configuration, done),
         )
 
     def _listener(self, receive: Callable[[Any], None]) -> Callable[[Any, Any], None]:

@@ -78,7 +78,13 @@ async def run(
     own_bus = bus is None
     if bus is None:
         if config.admin_url:
-            await ensure_namespace(config.admin_url, "goalstate", config.region)
+            await ensure_namespace(
+                config.admin_url,
+                "goalstate",
+                config.region,
+                retention_s=config.retention_s,
+                for_good=(topics.intent_log, topics.intent_snapshots),
+            )
         bus = await connect(config.broker, compression=config.compression)
     metrics = Metrics()
     own_stream = config.security_groups == "own-stream"

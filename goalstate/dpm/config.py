@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -73,15 +73,44 @@ class DpmConfig(BaseSettings):
     checkpoint_factor: float = Field(
         default=2.0, ge=0, description="and more than so many times the bytes of its state"
     )
+    retention_s: float | None = Field(
+        default=None,
+        ge=60,
+        description="streams and reports stay on their topics for so long, and as much longer as a "
+        "ledger of the broker stays open; the intent log and its snapshots stay for good. None: "
+        "all does",
+    )
     checkpoint_max_age_s: float | None = Field(
         default=None,
         gt=0,
-        description="also when the last one is older than this; a topic's retention must be at "
-        "least three times as long. None: topics are kept for good",
+        validate_default=True,
+        description="also when the last one is older than this; at most a third of the topics' "
+        "retention, whoever sets that. None: a third of retention_s, or as old as it likes",
     )
     ready_file: Path | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("retention_s")
+    @classmethod
+    def _can_be_set(cls, value: float | None, info: ValidationInfo) -> float | None:
+        broker = str(info.data.get("broker", ""))
+        if value is not None and broker.startswith("embedded"):
+            raise ValueError("the embedded broker keeps everything")
+        if value is not None and not info.data.get("admin_url"):
+            raise ValueError("it is set through the broker's admin REST API: give admin_url too")
+        return value
+
+    @field_validator("checkpoint_max_age_s")
+    @classmethod
+    def _within_the_retention(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """The newest checkpoint, the log after it, and the time to write the next one must fit."""
+        retention_s = info.data.get("retention_s")
+        if retention_s is None:
+            return value
+        if value is not None and value > retention_s / 3:
+            raise ValueError(f"it is more than a third of retention_s, {retention_s:g}")
+        return value if value is not None else float(retention_s) / 3
 
     @classmethod
     def settings_customise_sources(

@@ -62,6 +62,7 @@ class FleetRig:
         lease_s: float = 30,
         limit: int = 4096,
         open_at_a_time: int = 256,
+        joining: int = 64,
         pending_deadline_s: float = 30,
         state: StateFile | None = None,
         audit_s: float = 0,
@@ -78,6 +79,7 @@ class FleetRig:
             TOPICS.dead_letters(0),
             lease_s=lease_s,
             open_readers_at_a_time=open_at_a_time,
+            read_checkpoints_at_a_time=joining,
             inspection_address="127.0.0.1:1",
         )
         fleet = Fleet(self.bus, members, settings, data_plane, state)

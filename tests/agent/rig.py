@@ -348,6 +348,14 @@ class Rig:
     def run(self) -> None:
         self.broker.run_until_idle()
 
+    def stall(self) -> None:
+        """Say of a checkpoint that stopped half-way that it does not go on, as readers do."""
+        for id_, stream in list(self.core.streams.items()):
+            reading = stream.shadow
+            if reading is not None and reading.chunk and stream.reread_ns is None:
+                self.perform(self.core.position_gone(id_, self.now))
+                self.run()
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass, with ticks as they are asked for."""
         end = self.now + int(seconds * 1e9)

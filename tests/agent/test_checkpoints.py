@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from goalstate.agent.actions import Follow
@@ -377,7 +377,15 @@ _steps = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(_steps, st.integers(0, 2**16), st.sampled_from([0.0, 0.2]))
+@given(steps=_steps, seed=st.integers(0, 2**16), faults=st.sampled_from([0.0, 0.2]))
+@example(
+    steps=[
+        *[("put", 0), ("chunk", 0), ("put", 0), ("close", 0), ("chunk", 0)],
+        *[("put", 0), ("put", 0), ("put", 0), ("chunk", 0)],
+    ],
+    seed=55,
+    faults=0.2,
+)
 def test_a_host_that_comes_late_holds_what_one_holds_that_was_always_there(
     steps: list[tuple[str, int]], seed: int, faults: float
 ) -> None:
@@ -411,6 +419,8 @@ def test_a_host_that_comes_late_holds_what_one_holds_that_was_always_there(
     for one in (rig, host):
         one.run()
         for _ in range(200):
+            # A later checkpoint that came before the end of this one, and has none itself.
+            one.stall()
             if one.core.wakeup is not None:
                 one.pass_time(60)
     assert host.agrees()

@@ -133,3 +133,35 @@ def test_a_configuration_does_not_change() -> None:
     config = DpmConfig.load(broker=URL)
     with pytest.raises(ValidationError):
         config.region = "other"
+
+
+ADMIN = "http://127.0.0.1:8080"
+
+
+def test_checkpoints_are_renewed_within_a_third_of_the_retention() -> None:
+    load = DpmConfig.load
+    assert load(broker=URL).checkpoint_max_age_s is None
+    assert load(broker=URL, checkpoint_max_age_s=50).checkpoint_max_age_s == 50
+    kept = load(broker=URL, admin_url=ADMIN, retention_s=600)
+    assert kept.checkpoint_max_age_s == 200
+    younger = load(broker=URL, admin_url=ADMIN, retention_s=600, checkpoint_max_age_s=60)
+    assert younger.checkpoint_max_age_s == 60
+    with pytest.raises(ValidationError, match="more than a third of retention_s, 600") as error:
+        load(broker=URL, admin_url=ADMIN, retention_s=600, checkpoint_max_age_s=201)
+    assert wrong(error) == {"checkpoint_max_age_s"}
+
+
+@pytest.mark.parametrize(
+    ("broker", "reason"),
+    [(URL, "give admin_url too"), ("embedded://127.0.0.1:6650", "keeps everything")],
+)
+def test_a_retention_that_nobody_would_keep_is_refused(broker: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason) as error:
+        DpmConfig.load(broker=broker, retention_s=600)
+    assert wrong(error) == {"retention_s"}
+
+
+def test_a_retention_is_at_least_a_minute() -> None:
+    with pytest.raises(ValidationError) as error:
+        DpmConfig.load(broker=URL, admin_url=ADMIN, retention_s=59)
+    assert wrong(error) == {"retention_s"}

@@ -10,7 +10,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from goalstate.bus.brokers import Broker
 from goalstate.bus.process import Child
@@ -75,7 +75,7 @@ class System:
         self.publisher: Dpm | None = None
         self.fleets: dict[str, Child] = {}
 
-    def __enter__(self) -> System:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -108,9 +108,9 @@ class System:
     def listen(self) -> str:
         return self._dpm.address
 
-    def start_dpm(self) -> None:
+    def start_dpm(self, **settings: Any) -> None:
         if self.publisher is None:
-            self.publisher = Dpm(self.kit)
+            self.publisher = Dpm(self.kit, **settings)
             self.publisher.accepted = self.sent
         else:
             self.publisher.restart()
