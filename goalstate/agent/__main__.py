@@ -1,7 +1,8 @@
 """An agent process: everything is wired here, and only here.
 
 broker ──▶ Bus ──▶ Readers ──▶ HostCore ×N ──▶ DataPlane ×N      (cores are pure)
-            ▲                     │
+DPM ◀──▶ SessionClient ─▲         │
+            ▲ Bus                 │
             └───── Reports ◀──────┤ watermarks, exceptions
 gRPC clients ──▶ InspectionService┤ what is applied
 Prometheus ────▶ /metrics ────────┤ FleetMetrics
@@ -31,6 +32,7 @@ from goalstate.agent.fleet import Fleet, FleetSettings, Member, counts
 from goalstate.agent.inspection import InspectionService
 from goalstate.agent.metrics import registry
 from goalstate.agent.registration import register
+from goalstate.agent.session import SessionClient
 from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
@@ -115,6 +117,7 @@ async def run(
                     topics,
                     pending_deadline_ns=int(config.pending_deadline_s * SECOND_NS),
                     program_limit=config.program_limit,
+                    sessions=bool(config.publishers),
                 ),
                 # Processes spread over the shards; one process keeps to one.
                 report_topic=topics.reports(os.getpid()),
@@ -127,6 +130,7 @@ async def run(
             ),
             _data_planes(config),
             state,
+            SessionClient(config.publishers) if config.publishers else None,
         )
         http = serve_metrics(config.metrics_address, config.metrics_port, registry(fleet))
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None

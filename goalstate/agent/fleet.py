@@ -37,6 +37,7 @@ from goalstate.agent.decoding import Decoder
 from goalstate.agent.readers import Readers
 from goalstate.agent.reporting import Reports
 from goalstate.agent.reports import Reporter
+from goalstate.agent.session import SessionClient
 from goalstate.agent.state import Journal, StoredStream
 from goalstate.agent.state_file import StateFile
 from goalstate.agent.storing import Storing
@@ -146,14 +147,17 @@ class Fleet:
         settings: FleetSettings,
         data_plane: Callable[[str], DataPlane],
         state: StateFile | None = None,
+        sessions: SessionClient | None = None,
     ) -> None:
-        """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
+        """`sessions` carries the streams that are not on the bus; the fleet closes it. Without it
+        there must be none (`HostSettings.sessions`). `data_plane` makes the data plane of a host, `state` is where what it holds is stored.
 
         Raises ValueError for a host given twice.
         """
         self.counters = Counters()
         self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
-        self.readers = Readers(bus, settings.host.topics, settings.open_readers_at_a_time)
+        self.readers = Readers(bus, settings.host.topics, settings.open_readers_at_a_time, sessions)
+        self.sessions = sessions
         self.waking: dict[Host, None] = {}
         self.hosts: dict[str, Host] = {}
         self.stopping = False
@@ -215,6 +219,8 @@ class Fleet:
             self._timer.cancel()
             await asyncio.wait([self._timer])
         await self.readers.close()
+        if self.sessions is not None:
+            await self.sessions.close()
         if self._storing is not None:
             await self._storing.stop()
         await self.reports.stop()

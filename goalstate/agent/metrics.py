@@ -77,6 +77,12 @@ class FleetMetrics(Collector):
         ):
             yield CounterMetricFamily(PREFIX + name, text, number)
         yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", fleet.readers.open)
+        sessions = fleet.sessions
+        if sessions is not None:
+            text = "Sessions with the publisher that are open."
+            yield GaugeMetricFamily(PREFIX + "sessions", text, int(sessions.is_open))
+            text = "Messages that came over sessions, once for all hosts."
+            yield CounterMetricFamily(PREFIX + "session_messages", text, sessions.follows.messages)
 
 
 def registry(fleet: Fleet) -> CollectorRegistry:

@@ -22,10 +22,10 @@ import structlog
 
 from goalstate.agent.actions import Follow
 from goalstate.agent.beginning import Beginning, beginning, is_sought
-from goalstate.bus.base import Bus, Message, Reader
+from goalstate.bus.base import Bus, Message, Reader, Sink
 from goalstate.bus.errors import BusClosed, BusError, PositionGone
 from goalstate.gs.streams import StreamId
-from goalstate.gs.topics import Topics
+from goalstate.gs.topics import Topics, is_session
 
 log = structlog.get_logger()
 
@@ -56,11 +56,21 @@ class _Following:
         self.task: asyncio.Task[None] | None = None
 
 
+class Source(Protocol):
+    """What readers are opened on: a bus, or a session."""
+
+    async def open_reader(self, topic: str, start: bytes, sink: Sink) -> Reader: ...
+
+
 class Readers:
     """See the module's text. `wanted` and `open` are numbers of readers."""
 
-    def __init__(self, bus: Bus, topics: Topics, at_a_time: int) -> None:
+    def __init__(
+        self, bus: Bus, topics: Topics, at_a_time: int, sessions: Source | None = None
+    ) -> None:
+        """`sessions` carries the streams whose subscriptions say so; without it there are none."""
         self._bus = bus
+        self._sessions = sessions
         self._topics = topics
         #: By topic: looks under way at its newest message.
         self._lookups: dict[str, asyncio.Task[Message | None]] = {}
@@ -154,7 +164,7 @@ class Readers:
         if wish is None:
             return None
         newest = await self._look_up(wish.topic) if is_sought(wish, self._topics) else None
-        return beginning(wish, newest.properties if newest else None, self._topics)
+        return beginning(wish, newest, self._topics)
 
     async def _look_up(self, topic: str) -> Message | None:
         """The newest message of a topic."""
@@ -183,7 +193,9 @@ class Readers:
         begin: Beginning | None,
     ) -> None:
         if begin is not None:
-            following.reader = await self._bus.open_reader(
+            source = self._sessions if is_session(begin.topic) else self._bus
+            assert source is not None, "the core refuses such a subscription"
+            following.reader = await source.open_reader(
                 *begin, self._sink(listener, stream, following, generation)
             )
             self.open += 1

@@ -49,7 +49,7 @@ def status(dpm: str, vpc: str, hosts: bool, out: Output) -> ExitCode:
 
 def _streams(streams: Any, out: Output) -> None:
     out.table(
-        ("stream", "head", "resources#", "current#", "followers#", "digest", "topic"),
+        ("stream", "head", "resources#", "current#", "followers#", "digest", "channel", "topic"),
         (
             (
                 stream.stream,
@@ -58,6 +58,7 @@ def _streams(streams: Any, out: Output) -> None:
                 stream.followers_current,
                 stream.followers,
                 stream.digest,
+                stream.channel,
                 stream.topic,
             )
             for stream in streams

@@ -28,7 +28,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import (
     dataplane_manager_pb2_grpc as api_grpc,
 )
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.streams import ORIGIN, StreamKind
+from goalstate.gs.streams import ORIGIN, Channel, StreamKind
 
 #: Bytes of violations that a refusal names: a client takes 8 KB of trailers, unless told otherwise.
 VIOLATION_BYTES = 4096
@@ -100,7 +100,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             context.set_trailing_metadata(((RETRY_AFTER, after_ms),))
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except NotServing as error:
-            await self._abort_unavailable(context, error)
+            await abort_unavailable(context, self._engine, error)
 
     async def ApplyStream(
         self, request_iterator: AsyncIterator[api.ApplyRequest], context: Context
@@ -117,7 +117,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     ],
                 )
             except NotServing as error:
-                await self._abort_unavailable(context, error)
+                await abort_unavailable(context, self._engine, error)
 
     async def _apply_when_admitted(
         self, request: api.ApplyRequest, context: Context
@@ -194,10 +194,10 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         elif not 0 <= request.timeout_s <= MAX_WAIT_S:
             problem = f"timeout_s: {request.timeout_s:g} is not from 0 to {MAX_WAIT_S:g}"
         if problem:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         await self._check_serving(context)
         if target == "vpc_id" and not self._engine.knows_vpc(request.vpc_id):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no VPC {request.vpc_id!r}, and never was",
@@ -212,16 +212,16 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 on_progress=on_progress,
             )
         except UnknownChange as error:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+            await abort(context, grpc.StatusCode.NOT_FOUND, str(error))
         except NotServing as error:
-            await self._abort_unavailable(context, error)
+            await abort_unavailable(context, self._engine, error)
 
     # --- what is ---
 
     async def GetStatus(self, request: api.StatusRequest, context: Context) -> api.StatusReply:
         engine = self._engine
         if request.vpc_id and not engine.knows_vpc(request.vpc_id):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no VPC {request.vpc_id!r}, and never was",
@@ -261,7 +261,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             views = (engine.convergence.hosts.get(host) for host in followers)
             reply.streams.add(
                 stream=str(stream),
-                topic=engine.topics.of_stream(stream),
+                topic="" if state.channel is Channel.SESSION else engine.topics.of_stream(stream),
                 epoch=state.mark.epoch,
                 sequence=state.mark.sequence,
                 digest=digests.to_hex(state.digest),
@@ -271,6 +271,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     view is not None and view.applied.get(stream, (ORIGIN, 0))[0] >= state.mark
                     for view in views
                 ),
+                channel=state.channel.name.lower(),
             )
         count = dict.fromkeys(Lease, 0)
         for host_id in sorted(wanted):
@@ -296,7 +297,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         self, request: api.GetIntentRequest, context: Context
     ) -> AsyncIterator[intent_pb2.Intent]:
         if request.kind not in (0, *ObjectKind):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"kind: there is no kind {request.kind}",
@@ -306,7 +307,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             pieces = self._pieces(request)
         if not pieces and request.id:
             kind = ObjectKind(request.kind).word if request.kind else "object"
-            await _abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
+            await abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
         for piece in pieces:
             yield intent_codec.to_proto(piece)
 
@@ -314,13 +315,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         """Another one may know more by now, unless this one is sure to be the active one."""
         if not self._engine.serving:
             problem = NotServing(f"the publisher is not serving just now: {self._engine.problem}")
-            await self._abort_unavailable(context, problem)
-
-    async def _abort_unavailable(self, context: Context, error: NotServing) -> NoReturn:
-        active = self._engine.active
-        if active is not None and active.address:
-            context.set_trailing_metadata(((ACTIVE_ADDRESS, active.address),))
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await abort_unavailable(context, self._engine, problem)
 
     def _pieces(self, request: api.GetIntentRequest) -> list[Intent]:
         desired = self._engine.core.desired
@@ -349,13 +344,21 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         return str(object_.vpc_id)
 
 
+async def abort_unavailable(context: Context, engine: Engine, error: NotServing) -> NoReturn:
+    """Answer UNAVAILABLE, and say who serves where that is known."""
+    active = engine.active
+    if active is not None and active.address:
+        context.set_trailing_metadata(((ACTIVE_ADDRESS, active.address),))
+    await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
+
 def _role(engine: Engine) -> api.StatusReply.Role.ValueType:
     if engine.standing_by:
         return api.StatusReply.STANDBY
     return api.StatusReply.ACTIVE if engine.serving else api.StatusReply.UNKNOWN
 
 
-async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+async def abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
     await context.abort(code, _short(text))
     raise AssertionError("abort returned")
 
