@@ -12,8 +12,8 @@ from goalstate.gs.streams import ORIGIN, Mark, StreamId
 class Follow(NamedTuple):
     """Read `topic` after position `start`. Replaces an open reader of the stream.
 
-    An empty start is the beginning of the stream; `beginning` says what to read then. What stands in
-    the place of a topic may be a session's (`topics.is_session`).
+    An empty start is the beginning of the stream; `beginning` says what to read then. In the place
+    of a topic may be what stands for a session (`topics.is_session`).
     """
 
     stream: StreamId

@@ -33,8 +33,8 @@ def beginning(follow: Follow, newest: Message | None, topics: Topics) -> Beginni
     """What to read first, where `newest` is the newest message of the log.
 
     None: the log has no message, or it does not matter (`is_sought`). A message that is not of the
-    stream says nothing of a checkpoint. Of a log that has nothing new the end is the place to begin:
-    a stream that comes back from sessions goes on there.
+    stream says nothing of a checkpoint. A log that has nothing new is read on from its end: a
+    stream that comes back from sessions goes on there.
     """
     if newest is not None and is_sought(follow, topics):
         try:

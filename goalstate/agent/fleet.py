@@ -149,8 +149,9 @@ class Fleet:
         state: StateFile | None = None,
         sessions: SessionClient | None = None,
     ) -> None:
-        """`sessions` carries the streams that are not on the bus; the fleet closes it. Without it
-        there must be none (`HostSettings.sessions`). `data_plane` makes the data plane of a host, `state` is where what it holds is stored.
+        """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
+        `sessions` carries the streams that are not on the bus, and is closed with the fleet;
+        without it, hosts must refuse them (`HostSettings.sessions`).
 
         Raises ValueError for a host given twice.
         """

@@ -4,8 +4,8 @@ Laws:
 
 1.  A reader gets every message of its stream after its start, in order; or a checkpoint, and what
     comes after that (see session.proto). What is lost on the way is asked for again.
-2.  Readers of a stream that are at one mark share a Follow. One that begins elsewhere has a Follow of
-    its own, until both are at one mark.
+2.  Readers of a stream that are at one mark share a Follow. One that begins elsewhere has a Follow
+    of its own, until both are at one mark.
 3.  A new session begins with a Follow for each that there was, from where that is.
 """
 

@@ -1,9 +1,9 @@
 """The session of an agent process with the publisher that serves its region.
 
-It opens one while there is something to follow, goes where the publisher says that another one
-serves, and tries again for as long as it takes: hosts keep what they have meanwhile. It waits longer
-after each attempt that failed, and a time that is spread at random, so that many agents do not come
-back at once.
+It opens one when there is something to follow, goes where the publisher says that another one
+serves, and tries again for as long as it takes: hosts keep what they have meanwhile. It waits
+longer after each attempt that failed, and for a time that is spread at random, so that many agents
+do not come back at once.
 """
 
 from __future__ import annotations

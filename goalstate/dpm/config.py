@@ -50,12 +50,12 @@ class DpmConfig(BaseSettings):
     channel: Literal["pulsar", "auto"] = Field(
         default="pulsar",
         description="auto: VPCs travel over gRPC sessions while they are small; all agents of the "
-        "region must be given this publisher's address. Takes effect for a VPC with its next change",
+        "region must be given our address. It counts for a VPC from its next change on",
     )
     session_ports: int = Field(
         default=SESSION_PORTS,
         ge=1,
-        description="auto: a VPC with more ports goes to Pulsar; it comes back below 0.8 times that",
+        description="auto: a VPC with more ports goes to Pulsar, and comes back below 0.8 of that",
     )
     session_members: int = Field(
         default=SESSION_MEMBERS,

@@ -11,9 +11,9 @@ Laws:
 4.  The cost of a change follows the change, not the size of the VPC or the number of its hosts.
     The exception is a VPC's switch to another channel: its followers are told, each once.
 5.  What a VPC's streams travel on follows from the log as well: from the thresholds that came with
-    the newest epoch, and from where the VPC was when a change touched it (`channels`). A switch puts
-    a message on each of the VPC's streams, in the change that led to it, as the first on the new
-    channel: who has applied that follows the new channel.
+    the newest epoch, and from where the VPC was when a change touched it (`channels`). A switch
+    puts a message on each of the VPC's streams, in the change that led to it, as the first on the
+    new channel: who has applied that follows the new channel.
 """
 
 from __future__ import annotations

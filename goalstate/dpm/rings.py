@@ -1,9 +1,9 @@
-"""What was lately sent of each stream on sessions, so that who lags a little is told just that. Pure.
+"""What was lately sent of each stream on sessions: who lags a little is told just that. Pure.
 
 Laws:
 
-1.  Of a stream that is on sessions, all messages after the mark `base` are here, without a gap. What
-    takes too much room goes, oldest first, and `base` moves on.
+1.  Of a stream that is on sessions, all messages after the mark `base` are here, without a gap.
+    What takes too much room goes, oldest first, and `base` moves on.
 2.  Room is bounded, for each stream and for all of them; the stream that was not used for longest
     gives way first. A checkpoint is kept beside them for as long as they continue it.
 """

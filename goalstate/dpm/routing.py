@@ -1,8 +1,8 @@
 """Takes each publication to the channel that its stream is on.
 
 The marks of a stream go on whatever carries them, and its writer is the one whom the intent log
-names: so a switch needs no epoch of its own. What a switch needs is said here, when its first message
-(`Publication.begins`) comes by; all before it was given to the other channel.
+names: so a switch needs no epoch of its own. What a switch needs is done here, when its first
+message (`Publication.begins`) comes by; all before it was given to the other channel.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@
 
 Laws:
 
-1.  A message is confirmed at once: it is in the intent log, and who lacks it asks for it. Nothing is
-    sent, nor built into a checkpoint that is sent, before it is durable there.
+1.  A message is confirmed at once: it is in the intent log, and who lacks it asks for it. Nothing
+    is sent, nor built into a checkpoint that is sent, before it is durable there.
 2.  A Follow is answered with what comes after its mark, from the ring, or if that does not reach
     back, with a checkpoint and what comes after it. From then on with each message, in order.
 3.  A queue is bounded. A session that does not take what is sent loses its queue, and is told which
-    Follows came to their end: it asks again, and gets the state as it is by then. So it slows nobody
-    down, and costs no more memory than its queue.
-4.  A checkpoint is built for the first who needs it, and serves all others for as long as the ring
-    continues it.
+    Follows came to their end: it asks again, and gets the state as it is by then. So it slows
+    nobody down, and costs no more memory than its queue.
+4.  A checkpoint is built for the first who needs it, and serves all others for as long as the
+    ring continues it.
 5.  A stream that comes to sessions ends the Follows that waited for it: they ask again.
 """
 
@@ -237,7 +237,7 @@ class Sessions:
 
 
 class CheckpointBuilder:
-    """Builds checkpoints beside what else the publisher does, each once for all who ask meanwhile."""
+    """Builds checkpoints beside what else is done, each once for all who ask meanwhile."""
 
     def __init__(
         self,

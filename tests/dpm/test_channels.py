@@ -1,4 +1,4 @@
-"""Which channel a VPC is on: thresholds with hysteresis, a manual override, and nothing but the log."""
+"""Which channel a VPC is on: thresholds with hysteresis, an override, and nothing but the log."""
 
 from __future__ import annotations
 
