@@ -98,7 +98,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             self._metrics.changes.labels(result="shed").inc()
             after_ms = str(max(1, round(error.retry_after_s * 1000)))
             context.set_trailing_metadata(((RETRY_AFTER, after_ms),))
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except NotServing as error:
             await abort_unavailable(context, self._engine, error)
 
