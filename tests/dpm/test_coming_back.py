@@ -1,4 +1,4 @@
-"""A stream that comes back to its topic gets a checkpoint soon, also if the publisher dies before."""
+"""A stream that comes back to its topic soon has a checkpoint, also if the publisher dies first."""
 
 from __future__ import annotations
 
