@@ -122,7 +122,7 @@ def _derive(neighbors: int, file: str) -> None:
     region = _region(neighbors)
     inbox = inbox_stream(_follower(region).group)
     mine: dict[StreamKind, list[Sent]] = {StreamKind.INBOX: [], StreamKind.VPC: []}
-    for envelope, payload in messages(region):
+    for envelope, payload, *_ in messages(region):
         if envelope.stream.kind is StreamKind.VPC or envelope.stream == inbox:
             sent = Sent(envelopes.to_properties(envelope), payload)
             mine[envelope.stream.kind].append(sent)

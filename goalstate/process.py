@@ -165,6 +165,8 @@ def grpc_server(
             ("grpc.max_concurrent_streams", calls),
             # Without this a second server on the port is not refused but gets half of the calls.
             ("grpc.so_reuseport", 0),
+            # Who has a call open may ask whether we are there, so often (milliseconds).
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
         ],
     )
 

@@ -1,7 +1,8 @@
 """An agent process: everything is wired here, and only here.
 
 broker ──▶ Bus ──▶ Readers ──▶ HostCore ×N ──▶ DataPlane ×N      (cores are pure)
-            ▲                     │
+DPM ◀──▶ SessionClient ─▲         │
+            ▲ Bus                 │
             ├───── Reports ◀──────┤ watermarks, exceptions
             └───── Posting ◀──────┤ dead letters
 gRPC, Alcor's ─▶ Provisioner, Answers        (source: alcor, instead of readers and reports)
@@ -40,6 +41,7 @@ from goalstate.agent.inspection import InspectionService
 from goalstate.agent.metrics import registry
 from goalstate.agent.registration import register
 from goalstate.agent.retry import RetryPolicy
+from goalstate.agent.session import SessionClient
 from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
@@ -147,6 +149,7 @@ async def run(
                         int(config.retry_delay_s * SECOND_NS),
                         int(config.retry_max_delay_s * SECOND_NS),
                     ),
+                    sessions=bool(config.publishers),
                 ),
                 # Processes spread over the shards; one process keeps to one.
                 report_topic=topics.reports(os.getpid()),
@@ -162,6 +165,7 @@ async def run(
             _data_planes(config),
             state,
             answers,
+            sessions=SessionClient(config.publishers) if config.publishers else None,
         )
         proxies += [
             Proxy(

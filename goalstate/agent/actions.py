@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from goalstate.gs.resources import Kind, Resource
-from goalstate.gs.streams import StreamId
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
 
 class Follow(NamedTuple):
     """Read `topic` after position `start`. Replaces an open reader of the stream.
 
-    An empty start is the beginning of the stream; `beginning` says what to read then.
+    An empty start is the beginning of the stream; `beginning` says what to read then. In the place
+    of a topic may be what stands for a session (`topics.is_session`).
     """
 
     stream: StreamId
     topic: str
     start: bytes
+    #: What comes up to here is known, whatever the start.
+    known: Mark = ORIGIN
 
 
 class Unfollow(NamedTuple):

@@ -8,10 +8,10 @@ the log on the stream's own topic leads to a checkpoint, not a replica of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from goalstate.agent.actions import Follow
+from goalstate.bus.base import Message
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.errors import EnvelopeError
 from goalstate.gs.topics import Topics
@@ -33,21 +33,22 @@ def is_sought(follow: Follow, topics: Topics) -> bool:
     return not follow.start and follow.topic == topics.of_stream(follow.stream)
 
 
-def beginning(follow: Follow, newest: Mapping[str, str] | None, topics: Topics) -> Beginning:
-    """What to read first, where the newest message of the log has the properties `newest`.
+def beginning(follow: Follow, newest: Message | None, topics: Topics) -> Beginning:
+    """What to read first, where `newest` is the newest message of the log.
 
     None: the log has no message, or it does not matter (`is_sought`). A message that is not of the
-    stream says nothing of a checkpoint.
+    stream says nothing of a checkpoint. A log that has nothing new is read on from its end: a
+    stream that comes back from sessions goes on there.
     """
     if newest is not None and is_sought(follow, topics):
         try:
-            envelope = envelopes.from_properties(newest)
+            envelope = envelopes.from_properties(newest.properties)
         except EnvelopeError:
             envelope = None
-        if (
-            envelope is not None
-            and envelope.checkpoint is not None
-            and envelope.stream == follow.stream
-        ):
-            return Beginning(topics.checkpoints_of(follow.stream), envelope.checkpoint.begin)
+        if envelope is not None and envelope.stream == follow.stream:
+            if envelope.mark <= follow.known:
+                return Beginning(follow.topic, newest.position)
+            if envelope.checkpoint is not None:
+                topic = topics.checkpoints_of(follow.stream)
+                return Beginning(topic, envelope.checkpoint.begin)
     return Beginning(follow.topic, follow.start)

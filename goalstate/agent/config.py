@@ -127,6 +127,11 @@ class AgentConfig(BaseSettings):
         default=9152, ge=0, le=65535, description="0: any free one; None: no metrics are served"
     )
     metrics_address: str = "127.0.0.1"
+    dpm: tuple[str, ...] = Field(
+        default=(),
+        description="HOST:PORT of the region's DPMs, tried in turn, for VPCs that are on sessions; "
+        "none: the one of register_with",
+    )
     register_with: str | None = Field(
         default=None, description="HOST:PORT of a DPM that the hosts are made known to"
     )
@@ -165,6 +170,11 @@ class AgentConfig(BaseSettings):
     def _hosts_exist(self) -> AgentConfig:
         simulated_host(self.first + self.hosts - 1)  # raises ValueError, which says what is wrong
         return self
+
+    @property
+    def publishers(self) -> tuple[str, ...]:
+        """Where sessions are opened; none: this process can have none."""
+        return self.dpm or ((self.register_with,) if self.register_with else ())
 
     @classmethod
     def settings_customise_sources(

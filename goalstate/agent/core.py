@@ -17,7 +17,8 @@ Laws (those of a stream's order are in `stream`, those of programming in `progra
 2.  A gap is repaired by reading again after the last good message; if that brings no progress, from
     the beginning, into a shadow, with a delay that doubles from RETRY_NS to RETRY_MAX_NS. So is a
     position that the broker does not have any more, with a delay from the second time on. Nothing
-    is skipped. While a gap cannot be repaired, it is an exception of its stream.
+    is skipped. While a gap cannot be repaired, it is an exception of its stream. A new checkpoint
+    that the log tells of meanwhile is tried soon.
 3.  A message whose bytes are not what its checksum says is read once more. If it comes the same
     way, or if it is intact and cannot be read, it is refused by name: the stream goes on, with an
     exception at the message's mark, until the digest shows that its content came otherwise.
@@ -26,7 +27,9 @@ Laws (those of a stream's order are in `stream`, those of programming in `progra
     included. Until then the host keeps what it has. If the shadow differs too, the log is at fault:
     what it says is held, the reports say with which digest, and it is tried again ever less often.
 5.  A host follows its inbox and the streams that it has subscriptions for. When one ends, all that
-    came from its stream is taken out of the data plane.
+    came from its stream is taken out of the data plane. When one says that its stream is elsewhere
+    from now on, on another topic or channel, it is read on there from what is known of it: marks go
+    on whatever carries them.
 6.  The beginning of a stream is its newest checkpoint, where it has one, and then the log after it
     (`beginning`). A checkpoint is always read into a shadow. Until that is exact, the host keeps
     what it has, and says nothing of what it reads.
@@ -55,8 +58,8 @@ from goalstate.gs.envelope import MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import CONFIGURATION, Kind, Resource
-from goalstate.gs.streams import ORIGIN, Mark, StreamId
-from goalstate.gs.topics import Topics
+from goalstate.gs.streams import ORIGIN, Channel, Mark, StreamId, to_position
+from goalstate.gs.topics import Topics, is_session, of_session
 
 SECOND_NS = 1_000_000_000
 RETRY_NS = SECOND_NS
@@ -74,6 +77,8 @@ class HostSettings(NamedTuple):
     retry: RetryPolicy = RetryPolicy()
     #: Within which all is looked at once, see `audit`; 0: nothing ever is.
     audit_interval_ns: int = 0
+    #: Can streams be followed over sessions? A subscription that says so is refused otherwise.
+    sessions: bool = False
 
 
 class HostCore:
@@ -121,6 +126,7 @@ class HostCore:
         #: Not followed (yet) in this run.
         self._stored: dict[StreamId, StoredStream] = {}
         self._topics = settings.topics
+        self._has_sessions = settings.sessions
         self._decoder = decoder if decoder is not None else Decoder(capacity=0)
         self._program = 0
         self._under_way = False
@@ -192,7 +198,20 @@ class HostCore:
             self.counters.stale += 1
         elif place is Place.GAP:
             self.counters.gaps += 1
-            self._reread(stream, envelope.mark, now)
+            if (
+                stream.reread_ns is not None
+                and envelope.kind is MessageKind.IN_SYNC
+                and envelope.until is None
+                and envelope.mark >= stream.stuck
+                and envelope.mark > stream.tried
+            ):
+                # It tells of a checkpoint, in which what is missing may be: no reason to wait. (But
+                # as long as it takes to read what else there is: the next one may be of more use.)
+                stream.tried = envelope.mark
+                stream.reread_ns = now
+                self._wake_at(now)
+            else:
+                self._reread(stream, envelope.mark, now)
         else:
             stream.fences[envelope.mark.epoch] = envelope.after or ORIGIN
             self._resync(stream, now)
@@ -328,7 +347,7 @@ class HostCore:
         if envelope.kind is MessageKind.DELTA:
             self._found(stream)
         elif envelope.kind is MessageKind.IN_SYNC:
-            self._actions.append(Follow(stream.id, stream.topic, reading.position))
+            self._read(stream, reading.position)
         stream.published_ns = envelope.published_ns
         self.counters.messages[stream.id.kind] += 1
         self.counters.bytes += len(received.payload)
@@ -423,7 +442,7 @@ class HostCore:
         if stream.attempts == 1:
             self._restart(stream)
             start = stream.reading.position or (b"" if stream.shadow else stream.start)
-            self._actions.append(Follow(stream.id, stream.topic, start))
+            self._read(stream, start)
             return
         self.exceptions_changed = True
         stream.reread_ns = now + _delay(stream.attempts)
@@ -439,7 +458,11 @@ class HostCore:
         self.counters.resyncs += 1
         stream.shadow = Reading()
         stream.resync_ns = None
-        self._actions.append(Follow(stream.id, stream.topic, b""))
+        self._read(stream, b"")
+
+    def _read(self, stream: Stream, start: bytes) -> None:
+        known = stream.reading.mark
+        self._actions.append(Follow(stream.id, stream.topic, start, known))
 
     def _judge(self, stream: Stream, agrees: bool, now: int) -> None:
         """Act on whether what is held agrees with the publisher's digest."""
@@ -539,6 +562,12 @@ class HostCore:
     ) -> None:
         """A subscription came, changed or went. It is applied by following the stream or not."""
         inbox = self.streams[self.inbox]
+        fact = CONFIGURATION[Kind.SUBSCRIPTION].FromString(resource.payload)
+        if not (group.refusal or resource.deleted or self._has_sessions) and (
+            fact.channel == Channel.SESSION
+        ):
+            reason = "UNSUPPORTED_CHANNEL: this agent was given no publisher to open a session to"
+            group = Group(Kind.SUBSCRIPTION, False, reason, [resource], [()])
         if group.refusal:
             old = {resource.id: olds.get(resource.id)}
             self.programming.want_each(inbox, group, old, previous, now)
@@ -552,8 +581,9 @@ class HostCore:
         if resource.deleted:
             self._unfollow(stream_id, now)
         else:
-            fact = CONFIGURATION[Kind.SUBSCRIPTION].FromString(resource.payload)
             topic = fact.topic or self._topics.of_stream(stream_id)
+            if fact.channel == Channel.SESSION:
+                topic = of_session(stream_id)
             self._follow(stream_id, topic, fact.start_position, now)
 
     def _follow(self, stream_id: StreamId, topic: str, start: bytes, now: int) -> None:
@@ -567,15 +597,21 @@ class HostCore:
             stream.leaving = False
             stream.topic, stream.start = topic, start
         elif stream.topic != topic:
-            # Positions are of a topic: the new one is read from its start, and what is known by
-            # its mark is dropped.
+            # Positions are of a topic: on the new one what comes after what is known is looked
+            # for. On a session a mark is a position.
             stream.topic, stream.start = topic, start
             self._restart(stream)
-            stream.reading.position = b""
+            reading = stream.reading
+            reading.position = to_position(reading.mark) if is_session(topic) else b""
+            start = reading.position or start
+            # What was to be repaired was the reading of the other topic.
+            self.exceptions_changed |= stream.attempts > 1 or stream.gone > 1
+            stream.attempts = stream.gone = 0
+            stream.reread_ns = None
             self._moved(stream)
         else:
             return
-        self._actions.append(Follow(stream_id, topic, start))
+        self._read(stream, start)
 
     def _resume(self, stream: Stream, now: int) -> bool:
         """Hold what is stored of a stream that begins, and bring it to the data plane."""

@@ -33,7 +33,7 @@ from goalstate.gs.errors import (
     UnknownFormatVersion,
 )
 from goalstate.gs.packing import subscriptions
-from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
+from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1.frame_pb2 import Frame
 from goalstate.gs.resources import (
     CONFIGURATION,
@@ -43,7 +43,7 @@ from goalstate.gs.resources import (
     configuration,
     references,
 )
-from goalstate.gs.streams import StreamId, StreamKind
+from goalstate.gs.streams import Channel, StreamId, StreamKind
 from goalstate.gs.versions import FORMAT_V2, MESSAGE_LIMIT, detect
 
 Reference = tuple[Kind, str]
@@ -406,6 +406,6 @@ def _unfollowable(fact: Any) -> str:
         return f"MALFORMED: {error}"
     if stream.kind.for_hosts:
         return "WRONG_STREAM: a host has one inbox, which is no matter of subscriptions"
-    if fact.channel != goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR:
+    if fact.channel not in Channel._value2member_map_:
         return f"UNSUPPORTED_CHANNEL: channel {fact.channel} is none that this agent reads"
     return ""

@@ -44,6 +44,7 @@ from goalstate.agent.posting import Posting
 from goalstate.agent.readers import Readers
 from goalstate.agent.reporting import Reports
 from goalstate.agent.reports import Reporter
+from goalstate.agent.session import SessionClient
 from goalstate.agent.state import Journal, StoredStream, snapshot
 from goalstate.agent.state_file import StateFile
 from goalstate.agent.storing import Storing
@@ -198,8 +199,12 @@ class Fleet:
         data_plane: Callable[[str], DataPlane],
         state: StateFile | None = None,
         answers: Speaker | None = None,
+        *,
+        sessions: SessionClient | None = None,
     ) -> None:
         """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
+        `sessions` carries the streams that are not on the bus, and is closed with the fleet;
+        without it, hosts must refuse them (`HostSettings.sessions`).
 
         `answers`: the hosts are pushed to, and this tells what became of it; only then there may be
         no bus. Raises ValueError for a host given twice.
@@ -211,9 +216,11 @@ class Fleet:
             bus,
             settings.host.topics,
             settings.open_readers_at_a_time,
+            sessions,
             joining=settings.read_checkpoints_at_a_time,
             shared=settings.shared_decoding,
         )
+        self.sessions = sessions
         self.waking: dict[Host, None] = {}
         self.hosts: dict[str, Host] = {}
         self.stopping = False
@@ -271,6 +278,8 @@ class Fleet:
             self._timer.cancel()
             await asyncio.wait([self._timer])
         await self.readers.close()
+        if self.sessions is not None:
+            await self.sessions.close()
         if self._storing is not None:
             await self._storing.stop()
         if self.posting is not None:

@@ -102,6 +102,12 @@ class FleetMetrics(Collector):
                 {what: speaks[what] for what in SPEAKS},
             )
         yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", fleet.readers.open)
+        sessions = fleet.sessions
+        if sessions is not None:
+            text = "Sessions with the publisher that are open."
+            yield GaugeMetricFamily(PREFIX + "sessions", text, int(sessions.is_open))
+            text = "Messages that came over sessions, once for all hosts."
+            yield CounterMetricFamily(PREFIX + "session_messages", text, sessions.follows.messages)
 
 
 def registry(fleet: Fleet, proxies: Sequence[Proxy] = ()) -> CollectorRegistry:

@@ -26,10 +26,10 @@ from goalstate.agent.actions import Follow
 from goalstate.agent.admission import Admission, Ticket
 from goalstate.agent.beginning import Beginning, beginning, is_sought
 from goalstate.agent.checkpoint_readers import CheckpointReaders
-from goalstate.bus.base import Bus, Message, Reader
+from goalstate.bus.base import Bus, Message, Reader, Sink
 from goalstate.bus.errors import BusClosed, BusError, PositionGone
 from goalstate.gs.streams import StreamId
-from goalstate.gs.topics import Topics
+from goalstate.gs.topics import Topics, is_session
 
 log = structlog.get_logger()
 
@@ -66,14 +66,30 @@ class _Following:
         self.ticket: Ticket | None = None
 
 
+class Source(Protocol):
+    """What readers are opened on: a bus, or a session."""
+
+    async def open_reader(self, topic: str, start: bytes, sink: Sink) -> Reader: ...
+
+
 class Readers:
     """See the module's text. `wanted` and `open` are numbers of readers."""
 
     def __init__(
-        self, bus: Bus | None, topics: Topics, at_a_time: int, *, joining: int, shared: bool
+        self,
+        bus: Bus | None,
+        topics: Topics,
+        at_a_time: int,
+        sessions: Source | None = None,
+        *,
+        joining: int,
+        shared: bool,
     ) -> None:
-        """`joining`: so many hosts read a checkpoint at a time. `shared`: they share its reader."""
+        """`sessions` carries the streams whose subscriptions say so; without it there are none.
+        `joining`: so many hosts read a checkpoint at a time. `shared`: they share its reader.
+        """
         self._bus = bus
+        self._sessions = sessions
         self._topics = topics
         self._admission = Admission(joining)
         self._checkpoints = CheckpointReaders(bus, shared=shared)
@@ -182,7 +198,7 @@ class Readers:
         if wish is None:
             return None
         newest = await self._look_up(wish.topic) if is_sought(wish, self._topics) else None
-        return beginning(wish, newest.properties if newest else None, self._topics)
+        return beginning(wish, newest, self._topics)
 
     async def _is_admitted(
         self, listener: Listener, following: _Following, begin: Beginning | None
@@ -234,7 +250,6 @@ class Readers:
     ) -> None:
         wish = following.wish
         if begin is not None and wish is not None:
-            assert self._bus is not None  # else nobody is told to follow anything
             sink = self._sink(listener, stream, following, generation)
             if begin.is_checkpoint_of(wish):
 
@@ -244,7 +259,9 @@ class Readers:
 
                 following.reader = await self._checkpoints.open(begin, sink, stalled)
             else:
-                following.reader = await self._bus.open_reader(*begin, sink)
+                source = self._sessions if is_session(begin.topic) else self._bus
+                assert source is not None, "the core refuses such a subscription"
+                following.reader = await source.open_reader(*begin, sink)
             self.open += 1
         following.opened = generation
 

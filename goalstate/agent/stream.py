@@ -306,6 +306,7 @@ class Stream:
         "stuck",
         "suspect",
         "topic",
+        "tried",
         "unsettled",
         "watermark",
     )
@@ -341,7 +342,9 @@ class Stream:
         self.fences: dict[int, Mark] = {}
         # Repair, see `core`: reads since there was progress beyond `stuck`, and when the next is
         # due (None: none is wanted); the corrupted message and its chunk, read once more; how often
-        # the broker did not have the position, since it gave a message of the log.
+        # the broker did not have the position, since it gave a message of the log; the mark at
+        # which a checkpoint was told of that was tried before its time.
+        self.tried = ORIGIN
         self.attempts = 0
         self.stuck = ORIGIN
         self.reread_ns: int | None = None

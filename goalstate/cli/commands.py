@@ -84,6 +84,7 @@ def generate(
     form: Annotated[str, typer.Option("--format", help="yaml or pb.")] = "yaml",
     host_prefix: Annotated[str, typer.Option(help="What host names begin with.")] = "host",
     group_size: Annotated[int, typer.Option(min=1, help="Hosts of a group.")] = 40,
+    channel: Annotated[str, typer.Option(help="Of all VPCs: auto, pulsar or session.")] = "auto",
     json: Json = False,
 ) -> None:
     """Make up a region: hosts, a mix of VPCs, ports, security groups, routers."""
@@ -99,6 +100,7 @@ def generate(
             Output(json),
             host_prefix=host_prefix,
             group_size=group_size,
+            channel=channel,
         )
     )
 

@@ -15,7 +15,7 @@ from goalstate.cli.files import write_bytes, written
 from goalstate.cli.output import Output, Progress
 from goalstate.cli.rpc import MESSAGE_LIMIT
 from goalstate.gs import intent_codec
-from goalstate.gs.intent import Intent
+from goalstate.gs.intent import ChannelChoice, Intent
 from goalstate.scale.generate import PIECE, Region, parse_mix
 
 
@@ -29,13 +29,22 @@ def generate(
     *,
     host_prefix: str = "host",
     group_size: int = 40,
+    channel: str = "auto",
 ) -> ExitCode:
     """Write the region to a file, a directory (a target without a suffix) or stdout."""
     if form not in _FORMS:
         raise InputError(f"there is no format {form!r}", "use --format yaml or pb")
+    choices = {choice.name.lower(): choice for choice in ChannelChoice}
+    if channel not in choices:
+        raise InputError(f"there is no channel {channel!r}", f"use one of {', '.join(choices)}")
     try:
         region = Region(
-            hosts, parse_mix(vpcs), seed, host_prefix=host_prefix, group_size=group_size
+            hosts,
+            parse_mix(vpcs),
+            seed,
+            host_prefix=host_prefix,
+            group_size=group_size,
+            channel=choices[channel],
         )
     except ValueError as error:
         raise InputError(str(error), "give --vpcs as 5x1000,45x100: VPCs × ports each") from None

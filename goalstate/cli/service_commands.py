@@ -66,6 +66,10 @@ def dpm_serve(
         int | None, typer.Option(min=0, max=65535, help="By default 9151; 0: any free one.")
     ] = None,
     region: Annotated[str | None, typer.Option(help="Name of the region.")] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(help="pulsar, or auto: small VPCs travel over sessions that agents open."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
     ready_file: ReadyFile = None,
 ) -> None:
@@ -80,6 +84,7 @@ def dpm_serve(
             listen=listen,
             metrics_port=metrics_port,
             region=region,
+            channel=channel,
             ready_file=ready_file,
         )
     )
@@ -109,6 +114,13 @@ def agent_run(
     ] = None,
     register: Annotated[
         str | None, typer.Option(help="Make the hosts known to the DPM at HOST:PORT.")
+    ] = None,
+    dpm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT of a DPM to open a session to, for small VPCs; may be given several "
+            "times. By default the one of --register."
+        ),
     ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Store what hosts hold here, and go on from it.")
@@ -146,6 +158,7 @@ def agent_run(
             inspect=inspect,
             metrics_port=metrics_port,
             register=register,
+            dpm=tuple(dpm) if dpm else None,
             state_dir=state_dir,
             source=source,
             alcor_formats=alcor_format or None,

@@ -65,7 +65,7 @@ def status(dpm: str, vpc: str, hosts: bool, exceptions: int, out: Output) -> Exi
 
 def _streams(streams: Any, out: Output) -> None:
     out.table(
-        ("stream", "head", "resources#", "current#", "followers#", "digest", "topic"),
+        ("stream", "head", "resources#", "current#", "followers#", "digest", "channel", "topic"),
         (
             (
                 stream.stream,
@@ -74,6 +74,7 @@ def _streams(streams: Any, out: Output) -> None:
                 stream.followers_current,
                 stream.followers,
                 stream.digest,
+                stream.channel,
                 stream.topic,
             )
             for stream in streams

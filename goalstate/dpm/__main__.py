@@ -1,9 +1,9 @@
 """The publisher as a process: everything is wired here, and only here.
 
 gRPC clients ──▶ NorthboundService ──▶ Engine ──▶ Core            (pure)
-                                        │  ├────▶ Convergence     (pure)
+agents ◀───────▶ SessionService ◀──────▶│  ├────▶ Convergence     (pure)
                  reports topics ────────┘  ├────▶ IntentLog ─┐
-                                           ├────▶ Publisher ─┴──▶ Bus ──▶ broker
+                      Sessions ◀─ Router ◀─┼────▶ Publisher ─┴──▶ Bus ──▶ broker
                                            └────▶ snapshot_process ─────────▲
 Prometheus ────▶ /metrics ──▶ Metrics
 """
@@ -33,11 +33,14 @@ from goalstate.dpm.convergence import Lease, Why
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.service import NorthboundService, ShedEarly
+from goalstate.dpm.session_service import SessionService
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.dpm.snapshot_process import SnapshotTask, write_in_process
 from goalstate.gs.intent import ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
+from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
+from goalstate.gs.streams import Channel
 from goalstate.gs.topics import Topics
 from goalstate.process import (
     StartError,
@@ -56,6 +59,7 @@ from goalstate.process import (
 log = structlog.get_logger()
 
 SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
+SESSIONS = session_pb2.DESCRIPTOR.services_by_name["StreamSessions"].full_name
 #: Seconds that calls under way get to finish at the end.
 GRACE_S = 2.0
 
@@ -105,6 +109,7 @@ async def run(
         metrics=metrics,
         failover_after_s=config.failover_after_s,
         security_groups_own_stream=own_stream,
+        channels=config.channels,
         snapshots=SnapshotPolicy(config.snapshot_min_bytes, config.snapshot_factor),
         checkpoints=CheckpointPolicy(
             config.checkpoint_min_bytes, config.checkpoint_factor, config.checkpoint_max_age_s
@@ -117,10 +122,11 @@ async def run(
     api_grpc.add_DataPlaneManagerServicer_to_server(
         NorthboundService(engine, metrics, broker=config.broker), server
     )
+    session_pb2_grpc.add_StreamSessionsServicer_to_server(SessionService(engine), server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection(
-        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        (SERVICE, SESSIONS, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     facts: dict[str, Any] = {"service": "dpm", "region": config.region, "broker": config.broker}
     http: tuple[Any, Any] | None = None
@@ -142,6 +148,8 @@ async def run(
             gauges.cancel()
         log.info("stopping")
         await health_service.enter_graceful_shutdown()
+        if engine.sessions is not None:
+            await engine.sessions.close()
         await server.stop(GRACE_S)
     finally:
         if http:
@@ -217,6 +225,14 @@ def _set_gauges(engine: Engine, metrics: Metrics) -> None:
     for why in (Why.REFUSED, Why.PENDING, Why.RETRYING, Why.DRIFT):
         metrics.exceptions.labels(status=why.value).set(whys[why])
     metrics.publish_backlog.set(engine.backlog)
+    if engine.sessions is not None:
+        metrics.session_resyncs.set(engine.sessions.resyncs)
+    metrics.sessions.set(len(engine.sessions.open) if engine.sessions is not None else 0)
+    channels = [
+        engine.core.channel_of_vpc(v.id) for v in engine.core.desired.objects(ObjectKind.VPC)
+    ]
+    for channel in Channel:
+        metrics.channels.labels(channel=channel.name.lower()).set(channels.count(channel))
     metrics.checkpoint_due_seconds.set(engine.checkpoint_due_s)
 
 

@@ -11,6 +11,8 @@ Laws (the envelope's text says what a checkpoint is):
 4.  A stream's log grows by what its state makes up times a factor, then there is a new checkpoint.
     With a maximal age there is always one that is not much older, also of a stream that is quiet
     or whose VPC is gone, so that topics can have a retention.
+5.  A stream that was on another channel left a gap in its log. No checkpoint of before that counts,
+    and as soon as it comes back a new one is due.
 """
 
 from __future__ import annotations
@@ -18,31 +20,26 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from itertools import islice
 from typing import NamedTuple
 
 import structlog
 
 from goalstate.bus.base import Bus, Producer
 from goalstate.bus.errors import BusError
+from goalstate.dpm.building import Building, envelope_at
 from goalstate.dpm.core import Core, Publication, StreamState
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.metrics import Metrics
-from goalstate.dpm.publisher import BusTransport, in_sync
+from goalstate.dpm.publisher import BusTransport
 from goalstate.dpm.recovery import Head
 from goalstate.gs import digest as digests
 from goalstate.gs import envelope as envelopes
-from goalstate.gs import packing
-from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind
-from goalstate.gs.packing import Addressed
+from goalstate.gs.envelope import CheckpointPlace
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
-from goalstate.gs.streams import ORIGIN, Mark, StreamId
-from goalstate.gs.versions import FORMAT_V2
+from goalstate.gs.streams import ORIGIN, Channel, StreamId
 
 log = structlog.get_logger()
 
-#: So many resources are built at a time: some 0.01 s of work.
-SLICE = 500
 #: So many checkpoints are written at once; each is in memory as a whole meanwhile.
 AT_ONCE = 4
 #: Seconds before what failed is tried again: doubled at each failure up to the second number.
@@ -73,24 +70,6 @@ class CheckpointPolicy(NamedTuple):
 
 def place_of(checkpoint: log_pb2.Checkpointed) -> CheckpointPlace:
     return CheckpointPlace(checkpoint.begin, checkpoint.log_position)
-
-
-class _Chunk(NamedTuple):
-    payload: bytes
-    #: Of the stream when it was built.
-    digest: str
-
-
-class _Built(NamedTuple):
-    chunks: list[_Chunk]
-    #: The stream's mark when the last of it was built, its digest, and the newest change.
-    until: Mark
-    digest: str
-    change: int
-
-    @property
-    def size(self) -> int:
-        return sum(len(payload) for payload, _ in self.chunks)
 
 
 class Checkpoints:
@@ -128,6 +107,12 @@ class Checkpoints:
         #: How old the newest checkpoint of each stream is that is not due, oldest first: when it
         #: was begun. Where there is none yet: when the stream was first seen.
         self._begun: OrderedDict[StreamId, int] = OrderedDict()
+        #: Streams that came back to their topic and have no checkpoint since.
+        self._stale = {
+            stream
+            for stream, state in core.streams.items()
+            if state.continues(state.mark) and state.began > ORIGIN and stream not in newest
+        }
         if policy.max_age_s is not None:
             self._begun.update(
                 sorted(
@@ -135,7 +120,7 @@ class Checkpoints:
                         # What is on a stream without one is as old as may be.
                         (stream, newest[stream].begun_unix_ns if stream in newest else 0)
                         for stream, state in core.streams.items()
-                        if state.mark > ORIGIN
+                        if state.mark > ORIGIN and state.channel is Channel.PULSAR
                     ),
                     key=lambda begun: begun[1],
                 )
@@ -150,16 +135,24 @@ class Checkpoints:
     def consider(self, stream: StreamId) -> None:
         """To be called when something was put on a stream."""
         state = self._core.streams[stream]
+        if state.channel is not Channel.PULSAR:
+            return
         if self._policy.is_outweighed(state):
             self._is_due(stream)
         elif self._policy.max_age_s is not None and stream not in self._due:
             self._begun.setdefault(stream, self._clock_ns())
 
+    def begin_again(self, stream: StreamId) -> None:
+        """The stream comes back to its topic: whoever lags or joins needs a checkpoint soon."""
+        self._stale.add(stream)
+        self._is_due(stream)
+
     async def run(self) -> None:
         """Write what is due, until cancelled."""
         async with self._lock:
-            for stream in self._core.streams:
-                if self._policy.is_outweighed(self._core.streams[stream]):
+            for stream, state in self._core.streams.items():
+                outweighed = state.channel is Channel.PULSAR and self._policy.is_outweighed(state)
+                if outweighed or stream in self._stale:
                     self._is_due(stream)
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
@@ -198,6 +191,9 @@ class Checkpoints:
                 continue
             delay = BACKOFF_S[0]
             del self._due[stream]
+            if stream in self._stale:
+                self._is_due(stream)
+                continue
             if self._policy.max_age_s is not None:
                 self._begun[stream] = begun
             self.consider(stream)
@@ -205,10 +201,15 @@ class Checkpoints:
     # --- one checkpoint ---
 
     async def write(self, stream: StreamId) -> None:
-        """Write one now, due or not; two of one stream at once exclude each other.
+        """Write one now, due or not; two of one stream at once exclude each other. Of a stream that
+        is not on its topic, or was not for a while meanwhile, there is none.
 
         Raises BusError, NotServing, TimeoutError, RuntimeError (see `Core.rebuild`).
         """
+        state = self._core.streams[stream]
+        if state.channel is not Channel.PULSAR:
+            self._stale.discard(stream)
+            return
         begun = self._clock_ns()
         head = await self._head(stream)
         topic = self._core.topics.checkpoints_of(stream)
@@ -219,7 +220,7 @@ class Checkpoints:
             built = await self._build(stream)
             # Nothing of what is not durable may ever be read as if it were.
             await self._durable()
-            for publication in self._publications(stream, head.envelope.mark, built, place):
+            for publication in built.publications(head.envelope.mark, place):
                 await self._send(producer, publication)
         finally:
             try:
@@ -237,6 +238,10 @@ class Checkpoints:
             begun_unix_ns=begun,
         )
         await self._log.append(log_pb2.Record(checkpointed=checkpointed))
+        if not state.continues(mark):
+            log.info("a checkpoint came too late", stream=str(stream), mark=str(mark))
+            return
+        self._stale.discard(stream)
         self._core.checkpointed(stream, built.size)
         self._metrics.checkpoints.labels(result="written").inc()
         self._metrics.checkpoint_bytes.inc(built.size)
@@ -245,75 +250,26 @@ class Checkpoints:
 
     async def _head(self, stream: StreamId) -> Head:
         head = await self._transport.head(stream, self._core.streams[stream].mark)
-        if head is not None:
+        if head is not None and self._core.streams[stream].continues(head.envelope.mark):
             return head
-        # What was on the log is gone by the topic's retention, or the first of it is on its way.
+        # What was on the log is gone by the topic's retention, or is of a time before the stream
+        # was on another channel, or the first of it is on its way.
         async with self._lock:
             state = self._core.streams[stream]
             digest = digests.to_hex(state.digest)
-            newest = self._envelope(stream, state.mark, digest, self._core.change)
+            newest = envelope_at(stream, state.mark, digest, self._core.change)
         await self._durable()  # so all up to there is given to the transport
         async with asyncio.timeout(CONFIRM_S):
             return await self._transport.begin(newest)
 
-    async def _build(self, stream: StreamId) -> _Built:
-        """What is on the stream, slice by slice. How many chunks that makes is in each of them, so
-        it is held until it is complete."""
-        core = self._core
-        chunks: list[_Chunk] = []
-        rest: list[Addressed] = []
+    async def _build(self, stream: StreamId) -> Building:
         async with self._lock:
-            keys = core.on_stream(stream)
-        while True:
+            building = Building(self._core, stream)
+        while not building.done:
             async with self._lock:
-                state = core.streams[stream]
-                part = list(islice(keys, SLICE))
-                cut = packing.chunk(rest + core.rebuild(stream, part))
-                # The last is filled up by the next slice.
-                rest = cut.pop() if cut and part else []
-                if not part and not cut and not chunks:
-                    cut = [[]]
-                digest = digests.to_hex(state.digest)
-                for items in cut:
-                    hosts = {host: core.host_digest(host) for host, _ in items if host}
-                    chunks.append(_Chunk(packing.encode(items, hosts), digest))
-                if not part:
-                    return _Built(chunks, state.mark, digest, core.change)
+                building.step()
             await asyncio.sleep(0)
-
-    def _publications(
-        self, stream: StreamId, mark: Mark, built: _Built, place: CheckpointPlace
-    ) -> list[Publication]:
-        envelope = self._envelope(stream, mark, built.digest, built.change)
-        publications = [
-            Publication(
-                envelope._replace(
-                    chunk=number,
-                    chunks=len(built.chunks),
-                    digest=digest,
-                    checksum=digests.checksum(payload),
-                ),
-                payload,
-            )
-            for number, (payload, digest) in enumerate(built.chunks, 1)
-        ]
-        end = in_sync(envelope)
-        closing = end.envelope._replace(checkpoint=place, until=built.until)
-        return [*publications, Publication(closing, end.payload)]
-
-    def _envelope(self, stream: StreamId, mark: Mark, digest: str, change: int) -> Envelope:
-        return Envelope(
-            schema=FORMAT_V2,
-            stream=stream,
-            mark=mark,
-            kind=MessageKind.CHECKPOINT,
-            chunk=1,
-            chunks=1,
-            change=change,
-            digest=digest,
-            checksum="",
-            published_ns=0,
-        )
+        return building
 
     async def _send(self, producer: Producer, publication: Publication) -> None:
         stamped = publication.envelope._replace(published_ns=self._clock_ns())

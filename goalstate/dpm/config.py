@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 from goalstate.dpm.admission import AdmissionPolicy
+from goalstate.dpm.channels import NEVER, SESSION_MEMBERS, SESSION_PORTS, ChannelPolicy
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.process import MAX_GRPC_BYTES
 
@@ -46,6 +47,21 @@ class DpmConfig(BaseSettings):
     writer: str = Field(default_factory=socket.gethostname)
     report_shards: int = Field(default=4, ge=1, le=1024)
     security_groups: Literal["vpc-stream", "own-stream"] = "vpc-stream"
+    channel: Literal["pulsar", "auto"] = Field(
+        default="pulsar",
+        description="auto: VPCs travel over gRPC sessions while they are small; all agents of the "
+        "region must be given our address. It counts for a VPC from its next change on",
+    )
+    session_ports: int = Field(
+        default=SESSION_PORTS,
+        ge=1,
+        description="auto: a VPC with more ports goes to Pulsar, and comes back below 0.8 of that",
+    )
+    session_members: int = Field(
+        default=SESSION_MEMBERS,
+        ge=1,
+        description="the same by the members of its largest security group",
+    )
     compression: Literal["none", "lz4", "zstd"] = "zstd"
     max_intent_bytes: int = Field(
         default=MAX_GRPC_BYTES, ge=1024, le=MAX_GRPC_BYTES, description="of one request"
@@ -111,6 +127,11 @@ class DpmConfig(BaseSettings):
         if value is not None and value > retention_s / 3:
             raise ValueError(f"it is more than a third of retention_s, {retention_s:g}")
         return value if value is not None else float(retention_s) / 3
+
+    @property
+    def channels(self) -> ChannelPolicy:
+        on = self.channel == "auto"
+        return ChannelPolicy(self.session_ports, self.session_members) if on else NEVER
 
     @classmethod
     def settings_customise_sources(

@@ -9,6 +9,11 @@ Laws:
 3.  A resource's revision starts at 1, grows by one with each change of its content, and goes on
     where it was after a deletion.
 4.  The cost of a change follows the change, not the size of the VPC or the number of its hosts.
+    The exception is a VPC's switch to another channel: its followers are told, each once.
+5.  What a VPC's streams travel on follows from the log as well: from the thresholds that came with
+    the newest epoch, and from where the VPC was when a change touched it (`channels`). A switch
+    puts a message on each of the VPC's streams, in the change that led to it, as the first on the
+    new channel: who has applied that follows the new channel.
 """
 
 from __future__ import annotations
@@ -18,16 +23,20 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from goalstate.dpm import channels
+from goalstate.dpm.channels import NEVER, ChannelPolicy
 from goalstate.gs import digest as digests
 from goalstate.gs import ordering, packing
 from goalstate.gs.derivation import Derivation, Key
 from goalstate.gs.desired import Changes, Desired
 from goalstate.gs.envelope import Envelope, MessageKind
+from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Intent, ObjectKind
 from goalstate.gs.packing import Addressed
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import (
     ORIGIN,
+    Channel,
     Mark,
     StreamId,
     StreamKind,
@@ -52,6 +61,9 @@ class Publication(NamedTuple):
 
     envelope: Envelope
     payload: bytes
+    channel: Channel = Channel.PULSAR
+    #: The first of its stream on the channel since it was on another one.
+    begins: bool = False
 
 
 class Requirement(NamedTuple):
@@ -103,10 +115,17 @@ class Memory(NamedTuple):
 class StreamState:
     """The head of one stream."""
 
-    __slots__ = ("_followers", "_frozen", "digest", "mark", "resources", "size", "written")
+    __slots__ = (
+        *("_followers", "_frozen", "began", "channel", "digest", "mark", "resources", "size"),
+        "written",
+    )
 
     def __init__(self) -> None:
         self.mark = ORIGIN
+        #: What it travels on, and the first message there since it was on another channel; ORIGIN:
+        #: it never was.
+        self.channel = Channel.PULSAR
+        self.began = ORIGIN
         self.digest = digests.EMPTY
         self.resources = 0
         #: Bytes of payload that the resources make, about: their updates are taken to be as large.
@@ -115,6 +134,10 @@ class StreamState:
         self.written = 0
         self._followers: set[str] = set()
         self._frozen: frozenset[str] | None = None
+
+    def continues(self, mark: Mark) -> bool:
+        """Does its topic have, and get, all that comes after this mark?"""
+        return self.channel is Channel.PULSAR and mark >= self.began
 
     @property
     def followers(self) -> frozenset[str]:
@@ -154,6 +177,12 @@ class _Diff:
         #: Hosts that begin to follow a stream.
         self.joined: dict[StreamId, set[str]] = {}
 
+    def on(self, stream: StreamId) -> _StreamDiff:
+        diff = self.streams.get(stream)
+        if diff is None:
+            diff = self.streams[stream] = _StreamDiff()
+        return diff
+
     def add(
         self,
         stream: StreamId,
@@ -164,9 +193,7 @@ class _Diff:
         come: int,
         revokes: bool = False,
     ) -> None:
-        diff = self.streams.get(stream)
-        if diff is None:
-            diff = self.streams[stream] = _StreamDiff()
+        diff = self.on(stream)
         addressed = _new(Addressed, (host, resource))
         phase = _REVOCATION if revokes else _PHASES[resource[0], come == 0]
         diff.items.append((phase, addressed, gone, come))
@@ -188,8 +215,15 @@ class Core:
         self.epoch = 0
         self.change = 0
         self.streams: dict[StreamId, StreamState] = {}
+        #: When VPCs are on sessions.
+        self.policy = NEVER
+        #: Per VPC that is or was, what its streams travel on.
+        self._channels: dict[str, Channel] = {}
         self._derivation = Derivation(
-            self.desired, topics, security_groups_own_stream=security_groups_own_stream
+            self.desired,
+            topics,
+            security_groups_own_stream=security_groups_own_stream,
+            channel=self.channel_of_vpc,
         )
         self._chunk_bytes = chunk_bytes
         self._records: dict[Key, Record] = {}
@@ -202,15 +236,23 @@ class Core:
 
     # --- intent in, publications out ---
 
-    def begin_epoch(self, epoch: int) -> None:
-        """A writer begins. Raises ValueError unless the epoch is above all before."""
+    def begin_epoch(self, epoch: int, policy: ChannelPolicy = NEVER) -> None:
+        """A writer begins. Raises ValueError unless the epoch is above all before.
+
+        `policy` counts for each VPC from the next change that touches it on.
+        """
         if epoch <= self.epoch:
             raise ValueError(f"epoch {epoch} is not above {self.epoch}")
         self.epoch = epoch
+        self.policy = policy
 
     def plan(self, intent: Intent) -> Changes:
         """What an intent would change. Changes nothing. Raises IntentRejected."""
-        return self.desired.plan(intent)
+        changes = self.desired.plan(intent)
+        refused = channels.refused(intent, changes, self.policy)
+        if refused:
+            raise IntentRejected(refused)
+        return changes
 
     def accept(
         self,
@@ -232,11 +274,22 @@ class Core:
         touched = self._derivation.touched(changes)
         if again:
             touched.update(dict.fromkeys(again))
+        switched = self._choose_channels(changes)
+        for vpc in switched:
+            touched.update(dict.fromkeys(self._derivation.subscriptions_of_vpc(vpc)))
         diff = self._diff(touched, self._derivation.revoking(changes), frozenset(again))
+        for vpc in switched:
+            for stream in self._derivation.streams_of_vpc(vpc):
+                diff.on(stream).concerned.add((vpc, ""))
         publications: list[Publication] = []
         requirements: list[Requirement] = []
         for stream, of_stream in diff.streams.items():
-            published, revoked = self._publish(stream, of_stream.items, now_ns, traceparent)
+            channel = Channel.PULSAR
+            if stream.kind is not StreamKind.INBOX:
+                channel = self.channel_of_vpc(next(iter(of_stream.concerned))[0])
+            published, revoked = self._publish(
+                stream, channel, of_stream.items, now_ns, traceparent
+            )
             publications += published
             mark = self.streams[stream].mark
             for vpc, host in of_stream.concerned:
@@ -259,10 +312,22 @@ class Core:
     def memory(self) -> Memory:
         return Memory(self._records, self._inbox_places, self._accepted_ns)
 
-    def place(self, stream: StreamId, mark: Mark, *, size: int, written: int) -> None:
+    def place(
+        self,
+        stream: StreamId,
+        mark: Mark,
+        *,
+        size: int,
+        written: int,
+        channel: Channel = Channel.PULSAR,
+        began: Mark = ORIGIN,
+    ) -> None:
         """Go on with a stream after the mark to which another core brought it."""
         state = self._stream(stream)
         state.mark, state.size, state.written = mark, size, written
+        state.channel, state.began = channel, began
+        if stream.kind is StreamKind.VPC:
+            self._channels[stream.id] = channel
 
     def take_over(self, key: Key, record: Record) -> None:
         """Know a resource that another core put on a stream, as if this one had done so.
@@ -281,6 +346,23 @@ class Core:
             self._host_digests[host] = (held + hash_) & digests.MASK
         if key.kind is Kind.SUBSCRIPTION:
             self._stream(_parsed(key.id)).follow(host, True)
+
+    def channel_of_vpc(self, vpc: str) -> Channel:
+        return self._channels.get(vpc, Channel.PULSAR)
+
+    def _choose_channels(self, changes: Changes) -> list[str]:
+        """Decide where the VPCs are that were touched; gives those that switch. Of one that is
+        gone, what is left to be said is said where it was."""
+        switched = []
+        for vpc in channels.touched(changes):
+            if self.desired.get(ObjectKind.VPC, vpc) is None:
+                continue
+            before = self._channels.get(vpc)
+            after = channels.choose(self.policy, self.desired, vpc, before)
+            self._channels[vpc] = after
+            if before not in (None, after):
+                switched.append(vpc)
+        return switched
 
     def _diff(
         self, touched: Iterable[Key], revoking: Collection[Key], again: Collection[Key]
@@ -339,15 +421,23 @@ class Core:
         return state
 
     def _publish(
-        self, stream: StreamId, items: list[_Item], now_ns: int, traceparent: str
+        self,
+        stream: StreamId,
+        channel: Channel,
+        items: list[_Item],
+        now_ns: int,
+        traceparent: str,
     ) -> tuple[list[Publication], Mark]:
         """Put a change set on a stream, as one message or as many as its size takes.
 
         Gives also the mark of the last one that takes a permission away.
         """
         state = self._stream(stream)
+        begins = state.channel is not channel and state.mark > ORIGIN
+        state.channel = channel
         items.sort(key=itemgetter(0))
-        chunks = packing.chunk([addressed for _, addressed, _, _ in items], self._chunk_bytes)
+        # Without items it says that the stream goes on here.
+        chunks = packing.chunk([one for _, one, _, _ in items], self._chunk_bytes) or [[]]
         publications = []
         revoked = ORIGIN
         start = 0
@@ -362,8 +452,10 @@ class Core:
             else:
                 after, mark = state.mark, Mark(self.epoch, 1)
             state.mark = mark
-            if part[0][0] == _REVOCATION:
+            if part and part[0][0] == _REVOCATION:
                 revoked = mark  # they come first, also within a message
+            if begins:
+                state.began = mark
             envelope = Envelope(
                 schema=FORMAT_V2,
                 stream=stream,
@@ -378,7 +470,8 @@ class Core:
                 after=after,
                 traceparent=traceparent,
             )
-            publications.append(Publication(envelope, payload))
+            publications.append(Publication(envelope, payload, channel, begins))
+            begins = False
         return publications, revoked
 
     def _settle(self, state: StreamState, part: list[_Item]) -> dict[str, int]:
@@ -519,7 +612,7 @@ def _weigh(state: StreamState, part: list[_Item], size: int) -> None:
     """Follow the size of a stream past a message of `size` bytes that was settled."""
     created = sum(1 for _, _, gone, _ in part if not gone)
     deleted = sum(1 for _, _, _, come in part if not come)
-    state.size += size * created // len(part)
+    state.size += size * created // max(1, len(part))
     if deleted:
         state.size -= state.size * deleted // (state.resources + deleted)
     state.written += size

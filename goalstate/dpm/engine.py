@@ -37,6 +37,7 @@ import structlog
 from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
 from goalstate.dpm.admission import Admission, AdmissionPolicy
+from goalstate.dpm.channels import NEVER, ChannelPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy, Checkpoints, place_of
 from goalstate.dpm.convergence import Convergence, Progress, Wait
 from goalstate.dpm.core import Accepted, Core, Publication, Requirement
@@ -51,6 +52,9 @@ from goalstate.dpm.recovery import (
     remember,
     republished,
 )
+from goalstate.dpm.rings import Rings
+from goalstate.dpm.routing import Router
+from goalstate.dpm.sessions import CheckpointBuilder, Sessions
 from goalstate.dpm.snapshot import SnapshotPolicy, newest_end, write_snapshot
 from goalstate.dpm.standby import Standby
 from goalstate.gs import intent_codec
@@ -58,7 +62,7 @@ from goalstate.gs.errors import IntentRejected, Violation
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.streams import ORIGIN, Mark, StreamId, vpc_stream
+from goalstate.gs.streams import ORIGIN, Channel, Mark, StreamId, vpc_stream
 from goalstate.gs.topics import Topics
 
 log = structlog.get_logger()
@@ -105,6 +109,7 @@ class Engine:
         metrics: Metrics,
         failover_after_s: float = FAILOVER_AFTER_S,
         security_groups_own_stream: bool = False,
+        channels: ChannelPolicy = NEVER,
         clock_ns: Callable[[], int] = time.time_ns,
         snapshots: SnapshotPolicy = SnapshotPolicy(),
         snapshot_writer: Callable[[], Awaitable[None]] | None = None,
@@ -123,6 +128,7 @@ class Engine:
         self._clock_ns = clock_ns
         self._metrics = metrics
         self._own_stream = security_groups_own_stream
+        self._channels = channels
         self._failover_after_s = failover_after_s
         self._standby = self._new_standby()
         #: Another engine serves, and `core` is what the log says of it.
@@ -154,6 +160,8 @@ class Engine:
         self._changes: Changes = OrderedDict()
         self._log = IntentLog(bus, topics.intent_log)
         self._publisher: Publisher | None = None
+        #: What agents' sessions are served from; None: while it does not serve.
+        self.sessions: Sessions | None = None
         self._noted = 0
         self._snapshot: log_pb2.SnapshotEnd | None = None
         self._checkpoints: Checkpoints | None = None
@@ -224,6 +232,7 @@ class Engine:
             writer=self.writer,
             address=self.address,
             security_groups_own_stream=self._own_stream,
+            channels=self._channels,
             failover_after_s=self._failover_after_s,
             clock_ns=self._clock_ns,
             followed=self._stand_by,
@@ -239,7 +248,7 @@ class Engine:
             return
         self.core, self._changes = replay.core, replay.changes
         self._metrics.epoch.set(self.core.epoch)
-        self._publisher = None
+        self._publisher = self.sessions = None
         self._standing_by = True
         for event in self._moved.values():
             event.set()
@@ -293,11 +302,21 @@ class Engine:
             prove=partial(self._prove, intent_log),
             checkpoints={s: place_of(c) for s, c in replay.checkpoints.items()},
         )
-        publisher = Publisher(transport, replay.published)
+        on_sessions = {
+            s: at.mark for s, at in core.streams.items() if at.channel is Channel.SESSION
+        }
+        builder = CheckpointBuilder(
+            core, lock=self._lock, durable=self._durable, clock_ns=self._clock_ns
+        )
+        sessions = Sessions(
+            Rings(on_sessions), builder.build, clock_ns=self._clock_ns, sent=self._metrics.sent
+        )
+        publisher = Publisher(Router(transport, sessions, self._came_back), replay.published)
         # Under one number: it counts as published when the last of it is confirmed.
         publisher.publish(core.change, missing)
         self.core, self._changes = core, replay.changes
         self._publisher, self._noted = publisher, replay.published
+        self.sessions = sessions
         self._snapshot = snapshot
         self._metrics.epoch.set(core.epoch)
         self._proven_at = max(self._proven_at, standby.proven_at)
@@ -333,7 +352,7 @@ class Engine:
         self._problem = f"recovering, since the intent log failed: {error}"
         async with self._lock:
             pass  # nobody works on the core any more, in a thread or otherwise
-        self._checkpoints = None
+        self._checkpoints = self.sessions = None
         if self._checkpointing is not None:
             self._checkpointing.cancel()
             await asyncio.gather(self._checkpointing, return_exceptions=True)
@@ -578,6 +597,10 @@ class Engine:
         self._metrics.sent(publication)
         if self._checkpoints is not None:
             self._checkpoints.consider(publication.envelope.stream)
+
+    def _came_back(self, stream: StreamId) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.begin_again(stream)
 
     # --- convergence ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from goalstate.dpm.core import Publication
+from goalstate.gs.streams import Channel
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
@@ -30,6 +31,22 @@ class Metrics:
             "Bytes of payload sent, before compression.",
             ["scope"],
             registry=r,
+        )
+        self.session_messages = Counter(
+            "goalstate_dpm_session_messages",
+            "Of the messages sent, those of streams on sessions.",
+            registry=r,
+        )
+        self.sessions = Gauge(
+            "goalstate_dpm_sessions", "Sessions of agent processes that are open.", registry=r
+        )
+        self.session_resyncs = Gauge(
+            "goalstate_dpm_session_resyncs",
+            "Follows that ended because their session was too slow, since this writer began.",
+            registry=r,
+        )
+        self.channels = Gauge(
+            "goalstate_dpm_vpcs", "VPCs by what they travel on.", ["channel"], registry=r
         )
         self.objects = Gauge(
             "goalstate_dpm_objects", "Objects of accepted intent.", ["kind"], registry=r
@@ -77,3 +94,5 @@ class Metrics:
         scope = publication.envelope.stream.kind.value
         self.published_messages.labels(scope=scope).inc()
         self.published_bytes.labels(scope=scope).inc(len(publication.payload))
+        if publication.channel is Channel.SESSION:
+            self.session_messages.inc()

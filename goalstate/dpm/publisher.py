@@ -22,12 +22,11 @@ import structlog
 
 from goalstate.bus.base import Bus, Producer
 from goalstate.bus.errors import BusClosed, BusError, ProducerFenced
+from goalstate.dpm.building import in_sync
 from goalstate.dpm.core import Publication
 from goalstate.dpm.recovery import Head, head_of
-from goalstate.gs import digest as digests
 from goalstate.gs import envelope as envelopes
-from goalstate.gs import packing
-from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind
+from goalstate.gs.envelope import CheckpointPlace, Envelope
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.topics import Topics
 
@@ -157,6 +156,13 @@ class BusTransport:
         assert lane.head is not None, "it was confirmed"
         return lane.head
 
+    def begin_again(self, stream: StreamId) -> None:
+        """What comes next on the log does not continue what it has: its checkpoint is of no use."""
+        self._checkpoints.pop(stream, None)
+        lane = self._lanes.get(stream)
+        if lane is not None:
+            lane.checkpoint = None
+
     async def open_producer(self, topic: str) -> Producer:
         """Of a topic beside those of the streams. Raises BusError."""
         return await take(self._bus, topic, self._prove)
@@ -221,20 +227,6 @@ async def take(bus: Bus, topic: str, prove: Prove | None) -> Producer:
             raise
     await prove()
     return await bus.open_producer(topic, exclusive=True, take_over=True)
-
-
-def in_sync(newest: Envelope) -> Publication:
-    """A message that changes nothing, to follow the newest one of a log."""
-    payload = packing.encode([])
-    envelope = newest._replace(
-        kind=MessageKind.IN_SYNC,
-        chunk=1,
-        chunks=1,
-        checksum=digests.checksum(payload),
-        after=None,
-        traceparent="",
-    )
-    return Publication(envelope, payload)
 
 
 class _Lane:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from goalstate.bus.base import EARLIEST, Bus
+from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.core import Accepted, Core, Publication
 from goalstate.dpm.errors import LogUnreadable
 from goalstate.gs import envelope as envelopes
@@ -22,7 +23,7 @@ from goalstate.gs.errors import EnvelopeError, GoalStateError
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
-from goalstate.gs.streams import ORIGIN, Mark, StreamId
+from goalstate.gs.streams import ORIGIN, Channel, Mark, StreamId
 from goalstate.gs.topics import Topics
 
 #: Topics whose newest message is asked for at once: to ask takes some brokers 0.1 s.
@@ -63,7 +64,10 @@ class Replay:
 
     @property
     def unconfirmed(self) -> list[Publication]:
-        """What may not be on its topic, in the order in which it was to be sent."""
+        """What may not be on its topic, in the order in which it was to be sent.
+
+        What travels on sessions is not of it: whoever lacks that asks, and is told how things are.
+        """
         return [publication for _, publication in self._unconfirmed]
 
     def settle(self) -> None:
@@ -114,7 +118,8 @@ class Replay:
         self.check_placement(incarnation.security_groups_own_stream)
         if incarnation.epoch <= self.core.epoch:
             return  # another was quicker; whoever wrote this knows, and begins again
-        self.core.begin_epoch(incarnation.epoch)
+        policy = ChannelPolicy(incarnation.session_ports, incarnation.session_members)
+        self.core.begin_epoch(incarnation.epoch, policy)
         self.active = log_pb2.Alive(writer=incarnation.writer, address=incarnation.address)
 
     def _change(self, change: log_pb2.Change) -> None:
@@ -124,12 +129,20 @@ class Replay:
         if accepted.change != change.change:
             raise ValueError(f"it would be change {accepted.change} here")
         remember(self.changes, accepted)
-        self._unconfirmed.extend((accepted.change, p) for p in accepted.publications)
+        for publication in accepted.publications:
+            if publication.begins:
+                # The log on the topic does not go on from it without a gap.
+                self.checkpoints.pop(publication.envelope.stream, None)
+            if publication.channel is Channel.PULSAR:
+                self._unconfirmed.append((accepted.change, publication))
 
     def _checkpointed(self, checkpoint: log_pb2.Checkpointed) -> None:
         # It counts also where something before it is lost: it was noted when all that it holds was
         # durable.
         stream = StreamId.parse(checkpoint.stream)
+        state = self.core.streams.get(stream)
+        if state is not None and not state.continues(Mark(checkpoint.epoch, checkpoint.sequence)):
+            return  # meanwhile the stream was on another channel
         self.checkpoints[stream] = checkpoint
         self.core.checkpointed(stream, checkpoint.bytes)
 

@@ -30,7 +30,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import (
 )
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
-from goalstate.gs.streams import ORIGIN, StreamKind
+from goalstate.gs.streams import ORIGIN, Channel, StreamKind
 
 #: Bytes of violations that a refusal names: a client takes 8 KB of trailers, unless told otherwise.
 VIOLATION_BYTES = 4096
@@ -93,7 +93,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         except Overloaded as error:
             await self._abort_shed(context, error)
         except NotServing as error:
-            await self._abort_unavailable(context, error)
+            await abort_unavailable(context, self._engine, error)
 
     async def ApplyStream(
         self, request_iterator: AsyncIterator[api.ApplyRequest], context: Context
@@ -110,7 +110,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     ],
                 )
             except NotServing as error:
-                await self._abort_unavailable(context, error)
+                await abort_unavailable(context, self._engine, error)
 
     async def _apply_when_admitted(
         self, request: api.ApplyRequest, context: Context
@@ -142,13 +142,13 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         self, request: api.RepublishRequest, context: Context
     ) -> api.RepublishReply:
         if not request.resources:
-            await _abort(
+            await abort(
                 context, grpc.StatusCode.INVALID_ARGUMENT, "resources: name what is to come again"
             )
         unknown = {name.type for name in request.resources} - set(Kind)
         if unknown:
             text = f"resources: there is no kind {min(unknown)}"
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, text)
         try:
             outcome = await self._engine.republish(request.resources, _traceparent(context))
         except IntentRejected as error:
@@ -156,7 +156,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         except Overloaded as error:
             await self._abort_shed(context, error)
         except NotServing as error:
-            await self._abort_unavailable(context, error)
+            await abort_unavailable(context, self._engine, error)
         self._metrics.changes.labels(result="republished").inc()
         return api.RepublishReply(change=outcome.change, streams=_positions(outcome))
 
@@ -209,10 +209,10 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         elif not 0 <= request.timeout_s <= MAX_WAIT_S:
             problem = f"timeout_s: {request.timeout_s:g} is not from 0 to {MAX_WAIT_S:g}"
         if problem:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         await self._check_serving(context)
         if target == "vpc_id" and not self._engine.knows_vpc(request.vpc_id):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no VPC {request.vpc_id!r}, and never was",
@@ -227,16 +227,16 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 on_progress=on_progress,
             )
         except UnknownChange as error:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+            await abort(context, grpc.StatusCode.NOT_FOUND, str(error))
         except NotServing as error:
-            await self._abort_unavailable(context, error)
+            await abort_unavailable(context, self._engine, error)
 
     # --- what is ---
 
     async def GetStatus(self, request: api.StatusRequest, context: Context) -> api.StatusReply:
         engine = self._engine
         if request.vpc_id and not engine.knows_vpc(request.vpc_id):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no VPC {request.vpc_id!r}, and never was",
@@ -277,7 +277,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             views = (engine.convergence.hosts.get(host) for host in followers)
             reply.streams.add(
                 stream=str(stream),
-                topic=engine.topics.of_stream(stream),
+                topic="" if state.channel is Channel.SESSION else engine.topics.of_stream(stream),
                 epoch=state.mark.epoch,
                 sequence=state.mark.sequence,
                 digest=digests.to_hex(state.digest),
@@ -287,6 +287,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                     view is not None and view.applied.get(stream, (ORIGIN, 0))[0] >= state.mark
                     for view in views
                 ),
+                channel=state.channel.name.lower(),
             )
         count = dict.fromkeys(Lease, 0)
         for host_id in sorted(wanted):
@@ -315,7 +316,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         self, request: api.GetIntentRequest, context: Context
     ) -> AsyncIterator[intent_pb2.Intent]:
         if request.kind not in (0, *ObjectKind):
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"kind: there is no kind {request.kind}",
@@ -324,12 +325,12 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         try:
             await self._engine.confirm()
         except NotServing as error:
-            await self._abort_unavailable(context, error)
+            await abort_unavailable(context, self._engine, error)
         async with self._engine.lock:
             pieces = self._pieces(request)
         if not pieces and request.id:
             kind = ObjectKind(request.kind).word if request.kind else "object"
-            await _abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
+            await abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")
         for piece in pieces:
             yield intent_codec.to_proto(piece)
 
@@ -337,19 +338,13 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         """Another one may know more by now, unless this one is sure to be the active one."""
         if not self._engine.serving:
             problem = NotServing(f"the publisher is not serving just now: {self._engine.problem}")
-            await self._abort_unavailable(context, problem)
+            await abort_unavailable(context, self._engine, problem)
 
     async def _abort_shed(self, context: Context, error: Overloaded) -> NoReturn:
         self._metrics.changes.labels(result="shed").inc()
         after_ms = str(max(1, round(error.retry_after_s * 1000)))
         context.set_trailing_metadata(((RETRY_AFTER, after_ms),))
-        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-
-    async def _abort_unavailable(self, context: Context, error: NotServing) -> NoReturn:
-        active = self._engine.active
-        if active is not None and active.address:
-            context.set_trailing_metadata(((ACTIVE_ADDRESS, active.address),))
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _pieces(self, request: api.GetIntentRequest) -> list[Intent]:
         desired = self._engine.core.desired
@@ -378,13 +373,21 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         return str(object_.vpc_id)
 
 
+async def abort_unavailable(context: Context, engine: Engine, error: NotServing) -> NoReturn:
+    """Answer UNAVAILABLE, and say who serves where that is known."""
+    active = engine.active
+    if active is not None and active.address:
+        context.set_trailing_metadata(((ACTIVE_ADDRESS, active.address),))
+    await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
+
 def _role(engine: Engine) -> api.StatusReply.Role.ValueType:
     if engine.standing_by:
         return api.StatusReply.STANDBY
     return api.StatusReply.ACTIVE if engine.serving else api.StatusReply.UNKNOWN
 
 
-async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+async def abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
     await context.abort(code, _short(text))
     raise AssertionError("abort returned")
 

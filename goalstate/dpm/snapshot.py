@@ -151,6 +151,8 @@ async def write_snapshot(
             parts=parts.count,
             bytes=parts.size,
             checksum=parts.checksum,
+            session_ports=core.policy.ports,
+            session_members=core.policy.members,
         )
         await producer.send(end.SerializeToString(), properties={**properties, "part": _END})
         return end

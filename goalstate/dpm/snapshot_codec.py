@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.core import Accepted, Record, Requirement
 from goalstate.dpm.errors import SnapshotUnreadable
 from goalstate.dpm.recovery import Replay
@@ -28,7 +29,7 @@ from goalstate.gs.desired import Changes, ObjectChange
 from goalstate.gs.intent import FIELDS, ObjectKind
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.resources import Kind
-from goalstate.gs.streams import ORIGIN, Mark, StreamId
+from goalstate.gs.streams import ORIGIN, Channel, Mark, StreamId
 
 #: Bytes of the changes that are remembered, all together.
 REMEMBERED_BYTES = 4 * 1024 * 1024
@@ -51,6 +52,9 @@ def sections(replay: Replay) -> Iterator[bytes]:
                 digest=digests.to_bytes(state.digest), size=state.size, written=state.written
             )
             _put(head.head, stream, state.mark)
+            head.session = state.channel is Channel.SESSION
+            if state.began > ORIGIN:
+                _put(head.began, stream, state.began)
         yield section.SerializeToString()
     for kind in ObjectKind:
         for objects in _batches(replay.core.desired.objects(kind)):
@@ -98,6 +102,7 @@ class Restoring:
             if state.digest != self._digests.get(stream):
                 raise SnapshotUnreadable(f"the resources of {stream} are not those of its digest")
         self._core.epoch = end.epoch
+        self._core.policy = ChannelPolicy(end.session_ports, end.session_members)
         self._core.change = end.change
         self._replay.records = end.records
         self._replay.settle()
@@ -106,7 +111,14 @@ class Restoring:
         core, replay = self._core, self._replay
         for head in section.streams:
             stream, mark = self._place(head.head)
-            core.place(stream, mark, size=head.size, written=head.written)
+            core.place(
+                stream,
+                mark,
+                size=head.size,
+                written=head.written,
+                channel=Channel.SESSION if head.session else Channel.PULSAR,
+                began=Mark(head.began.epoch, head.began.sequence),
+            )
             self._digests[stream] = int.from_bytes(head.digest, "big")
         if section.HasField("objects"):
             self._take_objects(section.objects)

@@ -27,6 +27,7 @@ import structlog
 
 from goalstate.bus.base import Bus, Message
 from goalstate.bus.errors import BusError
+from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.errors import LogHeld
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.recovery import Replay
@@ -53,6 +54,7 @@ class Standby:
         writer: str,
         address: str,
         security_groups_own_stream: bool,
+        channels: ChannelPolicy,
         failover_after_s: float,
         clock_ns: Callable[[], int],
         followed: Callable[[], None] = lambda: None,
@@ -64,6 +66,7 @@ class Standby:
         self._writer = writer
         self._address = address
         self._own_stream = security_groups_own_stream
+        self._channels = channels
         self._failover_after_s = failover_after_s
         self._clock_ns = clock_ns
         self._followed = followed
@@ -100,6 +103,8 @@ class Standby:
                     unix_ns=self._clock_ns(),
                     security_groups_own_stream=self._own_stream,
                     address=self._address,
+                    session_ports=self._channels.ports,
+                    session_members=self._channels.members,
                 )
                 self.proven_at = time.monotonic()
                 await self.intent_log.append(log_pb2.Record(incarnation=incarnation))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -67,6 +67,7 @@ class Reason(StrEnum):
     HOST_HAS_PORTS = "HOST_HAS_PORTS"
     IN_USE = "IN_USE"
     TOO_LARGE = "TOO_LARGE"
+    NO_SESSIONS = "NO_SESSIONS"
 
 
 _REASONS: dict[Any, Reason] = {
@@ -187,6 +188,11 @@ class After:
             )
         if _control(id_):
             self.violate(path, Reason.BAD_ID, f"the {what} {id_!r} has control characters")
+
+    def check_enum(self, kind: type[IntEnum], value: int, path: str) -> None:
+        if value not in kind._value2member_map_:
+            names = ", ".join(member.name for member in kind)
+            self.violate(path, Reason.BAD_VALUE, f"there is no {value} (known: {names})")
 
     def _given(self, kind: ObjectKind, field: str) -> dict[str, Any]:
         objects = getattr(self.intent, field)

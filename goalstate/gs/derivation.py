@@ -18,11 +18,13 @@ security group     security group                               the VPC's, or th
 port, dhcp         bound port, its host; DHCP                   inbox of the host's group
 subscription       which VPCs and groups a host has ports in    inbox of the host's group
 =================  ===========================================  ==============================
+
+A subscription also says what its stream travels on, which is not for this module to decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -42,13 +44,14 @@ from goalstate.gs.intent import (
 from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import (
+    Channel,
     StreamId,
     StreamKind,
     inbox_stream,
     security_group_stream,
     vpc_stream,
 )
-from goalstate.gs.topics import Topics
+from goalstate.gs.topics import Topics, of_session
 
 # Configurations that come by the thousand are made empty and filled field by field: giving the
 # fields to the constructor takes more than twice as long.
@@ -96,13 +99,20 @@ class Derivation:
     """What each resource must be, for one way of placing them on streams."""
 
     def __init__(
-        self, desired: Desired, topics: Topics, *, security_groups_own_stream: bool = False
+        self,
+        desired: Desired,
+        topics: Topics,
+        *,
+        security_groups_own_stream: bool = False,
+        channel: Callable[[str], Channel] = lambda vpc: Channel.PULSAR,
     ) -> None:
+        """`channel`: what the streams of a VPC, given by its id, travel on."""
         self._desired = desired
         self._ports: Mapping[str, Port] = desired.table(ObjectKind.PORT)
         self._hosts: Mapping[str, Host] = desired.table(ObjectKind.HOST)
         self._topic = lru_cache(_NAMES)(topics.of_stream)
         self._own_stream = security_groups_own_stream
+        self._channel = channel
 
     # --- which resources a change touches ---
 
@@ -187,6 +197,21 @@ class Derivation:
                             keys[Key(Kind.SUBSCRIPTION, name, end.host_id)] = None
         for dhcp_id in self._desired.dhcps_of_port(some.id):
             keys[Key(Kind.DHCP, dhcp_id)] = None
+
+    def subscriptions_of_vpc(self, vpc_id: str) -> Iterator[Key]:
+        """All that name a stream of the VPC, in an order that is the same at each run."""
+        for stream in self.streams_of_vpc(vpc_id):
+            of_vpc = stream.kind is StreamKind.VPC
+            hosts = (self._desired.hosts_of_vpc if of_vpc else self._desired.hosts_of_group)(
+                stream.id
+            )
+            for host in sorted(hosts):
+                yield Key(Kind.SUBSCRIPTION, str(stream), host)
+
+    def streams_of_vpc(self, vpc_id: str) -> list[StreamId]:
+        """Its own, and those of its security groups that have one; sorted."""
+        groups = sorted(self._desired.groups_of_vpc(vpc_id)) if self._own_stream else []
+        return [vpc_stream(vpc_id), *map(security_group_stream, groups)]
 
     # --- what is on a stream ---
 
@@ -418,11 +443,13 @@ class Derivation:
             if group is None or host.id not in self._desired.hosts_of_group(group.id):
                 return None
             vpc_id = group.vpc_id
-        config = _SUBSCRIPTION()
+        config: Any = _SUBSCRIPTION()
         config.subscribe_operation = goalstate_pb2.Subscribe
-        config.topic = self._topic(stream)
+        channel = self._channel(vpc_id)
+        session = channel is Channel.SESSION
+        config.topic = of_session(stream) if session else self._topic(stream)
         config.stream = key.id
-        config.channel = goalstate_pb2.NodeSubscribeInfo.CHANNEL_PULSAR
+        config.channel = int(channel)
         derived: Derived = _new(Derived, (_inbox_stream(host.group), host.id, vpc_id, config))
         return derived
 

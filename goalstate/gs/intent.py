@@ -70,6 +70,15 @@ class GatewayType(IntEnum):
     ARION = 5
 
 
+class ChannelChoice(IntEnum):
+    """What a VPC's streams are to travel on."""
+
+    #: Sessions while it is small, where the region has them; else Pulsar.
+    AUTO = 0
+    PULSAR = 1
+    SESSION = 2
+
+
 class Host(NamedTuple):
     id: str
     ip_address: str = ""
@@ -85,6 +94,7 @@ class Vpc(NamedTuple):
     cidr: str = ""
     tunnel_id: int = 0
     secondary_cidrs: tuple[str, ...] = ()
+    channel: int = ChannelChoice.AUTO
 
 
 class Subnet(NamedTuple):

@@ -96,7 +96,8 @@ def _host(m: intent_pb2.Host) -> Host:
 
 
 def _vpc(m: intent_pb2.Vpc) -> Vpc:
-    return Vpc(m.id, m.name, m.project_id, m.cidr, m.tunnel_id, tuple(m.secondary_cidrs))
+    cidrs = tuple(m.secondary_cidrs)
+    return Vpc(m.id, m.name, m.project_id, m.cidr, m.tunnel_id, cidrs, m.channel)
 
 
 def _subnet(m: intent_pb2.Subnet) -> Subnet:

@@ -10,7 +10,7 @@ from typing import Any
 from goalstate.gs import addresses
 from goalstate.gs.addresses import Prefix
 from goalstate.gs.after import NAMED, After, Reason, named
-from goalstate.gs.intent import ObjectKind, Subnet
+from goalstate.gs.intent import ChannelChoice, ObjectKind, Subnet
 
 #: VXLAN network identifiers have 24 bits (RFC 7348).
 MAX_TUNNEL_ID = (1 << 24) - 1
@@ -27,6 +27,7 @@ def check_vpcs(after: After, tunnels: dict[int, tuple[str, str]]) -> None:
             )
         else:
             _check_tunnel(after, tunnels, vpc.tunnel_id, vpc.id, f"VPC {vpc.id}", path)
+        after.check_enum(ChannelChoice, vpc.channel, f"{path}.channel")
         first = after.normal(addresses.prefix, vpc.cidr, f"{path}.cidr")
         others = [
             after.normal(addresses.prefix, text, f"{path}.secondary_cidrs[{i}]")

@@ -14,7 +14,7 @@ A stream is a fenced, sequenced log of changes with its digest. Laws:
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 
@@ -28,6 +28,13 @@ class StreamKind(StrEnum):
     def for_hosts(self) -> bool:
         """Is what it carries for single hosts? Then each has a digest of its own."""
         return self in (StreamKind.INBOX, StreamKind.PUSHED)
+
+
+class Channel(IntEnum):
+    """What a stream travels on; the numbers are those of Alcor's NodeSubscribeInfo."""
+
+    PULSAR = 0
+    SESSION = 1
 
 
 class StreamId(NamedTuple):
@@ -81,3 +88,19 @@ class Mark(NamedTuple):
 
 
 ORIGIN = Mark(0, 0)
+
+
+def to_position(mark: Mark) -> bytes:
+    """A mark as the position of a stream on sessions; empty is the beginning, as on a bus."""
+    return (
+        mark.epoch.to_bytes(8, "big") + mark.sequence.to_bytes(8, "big") if mark > ORIGIN else b""
+    )
+
+
+def from_position(position: bytes) -> Mark:
+    """Raises ValueError for what `to_position` cannot have made."""
+    if not position:
+        return ORIGIN
+    if len(position) != 16:
+        raise ValueError(f"{len(position)} bytes are no position of a stream on sessions")
+    return Mark(int.from_bytes(position[:8], "big"), int.from_bytes(position[8:], "big"))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from goalstate.gs.streams import StreamId, StreamKind
 
+#: What begins so is no topic: the stream named after it travels over sessions.
+_SESSION = "session:"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_.-]")
 
 
@@ -27,6 +29,15 @@ def decode(text: str) -> str:
     if encode(id_) != text:
         raise ValueError(f"{text!r} is no encoded id")
     return id_
+
+
+def of_session(stream: StreamId) -> str:
+    """What stands in the place of a topic where a stream travels over sessions."""
+    return f"{_SESSION}{stream}"
+
+
+def is_session(topic: str) -> bool:
+    return topic.startswith(_SESSION)
 
 
 class Topics(NamedTuple):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from goalstate.gs import addresses
 from goalstate.gs.after import After, Reason, named
@@ -113,7 +112,7 @@ def _check_rule(after: After, group: SecurityGroup, rule: Rule, path: str) -> Ru
         ("ethertype", rule.ethertype, EtherType),
         ("protocol", rule.protocol, Protocol),
     ):
-        _check_enum(after, kind, value, f"{path}.{name}")
+        after.check_enum(kind, value, f"{path}.{name}")
     for name, value in (("port_min", rule.port_min), ("port_max", rule.port_max)):
         if value > MAX_PORT:
             after.violate(f"{path}.{name}", Reason.OUT_OF_RANGE, f"{value} is over {MAX_PORT}")
@@ -234,7 +233,7 @@ def _check_gateways(after: After) -> None:
         path = f"gateways[{index}]"
         after.refer(ObjectKind.VPC, gateway.vpc_id, f"{path}.vpc_id")
         after.keep_vpc(ObjectKind.GATEWAY, gateway, path)
-        _check_enum(after, GatewayType, gateway.type, f"{path}.type")
+        after.check_enum(GatewayType, gateway.type, f"{path}.type")
         destinations = []
         for i, (ip, mac) in enumerate(gateway.destinations):
             field = f"{path}.destinations[{i}]"
@@ -277,9 +276,3 @@ def _check_member_id(after: After, seen: dict[str, int], id_: str, index: int, p
             Reason.DUPLICATE_ID,
             f"{id_} is the id of {field}[{first}] already",
         )
-
-
-def _check_enum(after: After, kind: Any, value: int, path: str) -> None:
-    if value not in kind._value2member_map_:
-        names = ", ".join(member.name for member in kind)
-        after.violate(path, Reason.BAD_VALUE, f"there is no {value} (known: {names})")

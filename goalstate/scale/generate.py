@@ -22,6 +22,7 @@ import xxhash
 
 from goalstate.gs.intent import (
     AddressPair,
+    ChannelChoice,
     Deletion,
     Destination,
     Dhcp,
@@ -89,6 +90,8 @@ class Region:
     dhcp_share: float = 0.2
     #: Of ports with an allowed address pair.
     pair_share: float = 0.01
+    #: Of all VPCs.
+    channel: ChannelChoice = ChannelChoice.AUTO
 
     def __post_init__(self) -> None:
         if self.hosts < 1:
@@ -223,8 +226,9 @@ class Region:
             gateways = (
                 Gateway(self._id(f"gateway-{number:04d}"), vpc_id, GatewayType.IGW, (destination,)),
             )
+        name, project = f"vpc-{number:04d}", f"project-{number % 10}"
         return Intent(
-            vpcs=(Vpc(vpc_id, f"vpc-{number:04d}", f"project-{number % 10}", _CIDR, number),),
+            vpcs=(Vpc(vpc_id, name, project, _CIDR, number, channel=self.channel),),
             subnets=tuple(subnets),
             security_groups=self._groups(number),
             routers=routers,

@@ -411,7 +411,7 @@ class Rig:
             self.broker.detach(self.readers[follow.stream])
             del self.readers[follow.stream]
         newest = self.broker.messages(follow.topic)[-1:] if is_sought(follow, TOPICS) else []
-        begin = beginning(follow, newest[0].properties if newest else None, TOPICS)
+        begin = beginning(follow, newest[0] if newest else None, TOPICS)
         try:
             self.readers[follow.stream] = self.broker.attach(
                 *begin,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from goalstate.agent.actions import Follow
 from goalstate.agent.beginning import Beginning, beginning, is_sought
 from goalstate.agent.core import RETRY_MAX_NS
-from goalstate.bus.base import EARLIEST
+from goalstate.bus.base import EARLIEST, Message
 from goalstate.bus.memory import Faults
 from goalstate.gs.envelope import CheckpointPlace, MessageKind
 from goalstate.gs.resources import Kind
@@ -78,7 +80,7 @@ def test_a_quiet_stream_is_in_sync_where_its_checkpoint_ends(rig: Rig) -> None:
     assert host.watermark() == Mark(1, 3)
     assert host.agrees()
     assert host.in_plane() == rig.in_plane()
-    assert host.follows[-1] == (STREAM, LOG, written.place.log)
+    assert host.follows[-1][:3] == (STREAM, LOG, written.place.log)
 
 
 def test_the_checkpoint_of_an_empty_stream_is_one(rig: Rig) -> None:
@@ -351,14 +353,48 @@ def test_where_to_begin() -> None:
     first = Beginning(LOG, EARLIEST)
     follow = Follow(STREAM, LOG, EARLIEST)
     assert is_sought(follow, TOPICS)
-    assert beginning(follow, told, TOPICS) == (CHECKPOINTS, b"begin")
-    for newest in (None, {}, without, elsewhere):
-        assert beginning(follow, newest, TOPICS) == first
+    assert beginning(follow, newest(told), TOPICS) == (CHECKPOINTS, b"begin")
+    for message in (None, newest({}), newest(without), newest(elsewhere)):
+        assert beginning(follow, message, TOPICS) == first
     known = follow._replace(start=b"here")
     replica = follow._replace(topic="replica")
     for other in (known, replica):
         assert not is_sought(other, TOPICS)
-        assert beginning(other, told, TOPICS) == (other.topic, other.start)
+        assert beginning(other, newest(told), TOPICS) == (other.topic, other.start)
+
+
+def test_a_log_that_has_nothing_new_is_read_on_from_its_end() -> None:
+    publisher = Publisher(STREAM)
+    publisher.checkpoint = PLACE
+    told = newest(publisher.publish(vpc())[0])
+    mark = Mark(int(told.properties["epoch"]), int(told.properties["seq"]))
+    follow = Follow(STREAM, LOG, EARLIEST, known=mark)
+    assert beginning(follow, told, TOPICS) == (LOG, told.position)
+    behind = follow._replace(known=Mark(mark.epoch, mark.sequence - 1))
+    assert beginning(behind, told, TOPICS) == (CHECKPOINTS, b"begin")
+
+
+def test_a_gap_does_not_wait_once_the_log_tells_of_a_new_checkpoint(rig: Rig) -> None:
+    rig.vpc.publish(neighbor(6))  # it never gets to the topic
+    rig.put(rig.vpc.publish(neighbor(7)))
+    rig.run()
+    assert "REFUSED GAP" in rig.exceptions().values()
+    follows = len(rig.follows)
+    checkpoint(rig.broker, rig.vpc)
+    rig.run()
+    rig.perform(rig.core.tick(rig.now))
+    rig.run()
+    assert rig.agrees()
+    assert not rig.exceptions()
+    after = len(rig.follows)
+    assert after > follows
+    rig.pass_time(300)
+    assert len(rig.follows) == after
+
+
+def newest(properties: Mapping[str, str]) -> Message:
+    """The newest message of a log."""
+    return Message(LOG, "", properties, b"", b"newest", 0)
 
 
 # --- the state and not the path ---

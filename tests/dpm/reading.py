@@ -34,7 +34,7 @@ class Readings:
             self._read(publication)
 
     def _read(self, publication: Publication) -> None:
-        envelope, payload = publication
+        envelope, payload, *_ = publication
         stream = envelope.stream
         assert envelope.checksum == digests.checksum(payload)
         self._order(publication)

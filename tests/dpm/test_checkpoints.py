@@ -16,7 +16,7 @@ from goalstate.agent.core import HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.fleet import Fleet, FleetSettings, Member
 from goalstate.bus.base import EARLIEST
-from goalstate.dpm import checkpoints as checkpoints_module
+from goalstate.dpm import building as building_module
 from goalstate.dpm.checkpoints import CheckpointPolicy, place_of
 from goalstate.dpm.core import Core
 from goalstate.dpm.engine import Engine
@@ -71,7 +71,7 @@ def run(test: Callable[[Region], Coroutine[None, None, None]]) -> None:
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """One resource each, so that much can happen between them."""
-    monkeypatch.setattr(checkpoints_module, "SLICE", 1)
+    monkeypatch.setattr(building_module, "SLICE", 1)
 
 
 # --- what is on a stream ---
@@ -468,7 +468,7 @@ def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPat
 def test_a_stream_of_many_resources_has_chunks_of_the_usual_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoints_module, "SLICE", 3)
+    monkeypatch.setattr(building_module, "SLICE", 3)
     real = packing.chunk
     monkeypatch.setattr(packing, "chunk", lambda items, limit=500: real(items, limit))
 

@@ -57,7 +57,7 @@ RULES = st.builds(
 INTENTS = st.builds(
     Intent,
     tuples(st.builds(Host, TEXT, TEXT, TEXT, TEXT, TEXT)),
-    tuples(st.builds(Vpc, TEXT, TEXT, TEXT, TEXT, UINT32, tuples(TEXT))),
+    tuples(st.builds(Vpc, TEXT, TEXT, TEXT, TEXT, UINT32, tuples(TEXT), st.integers(0, 2))),
     tuples(
         st.builds(
             Subnet,

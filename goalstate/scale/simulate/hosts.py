@@ -175,7 +175,7 @@ class Agent:
             return
         sought = is_sought(follow, around.topics)
         newest = around.broker.messages(follow.topic)[-1:] if sought else []
-        begin = beginning(follow, newest[0].properties if newest else None, around.topics)
+        begin = beginning(follow, newest[0] if newest else None, around.topics)
         self._attach(stream, begin, failures)
 
     def _attach(self, stream: StreamId, place: tuple[str, bytes], failures: int) -> None:

@@ -387,7 +387,7 @@ class Run:
         else:
             return
         said = False
-        for envelope, payload in former.accept(changes, self.timeline.now_ns).publications:
+        for envelope, payload, *_ in former.accept(changes, self.timeline.now_ns).publications:
             stream = envelope.stream
             head = serving.core.streams.get(stream)
             vpc = stream.kind is StreamKind.VPC

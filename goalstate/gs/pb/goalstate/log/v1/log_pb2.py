@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2 as goalstate_dot_northbound_dot_v1_dot_intent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agoalstate/log/v1/log.proto\x12\x10goalstate.log.v1\x1a$goalstate/northbound/v1/intent.proto\"\x86\x02\n\x06Record\x12\x34\n\x0bincarnation\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.IncarnationH\x00\x12*\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x18.goalstate.log.v1.ChangeH\x00\x12\x30\n\tpublished\x18\x03 \x01(\x0b\x32\x1b.goalstate.log.v1.PublishedH\x00\x12\x36\n\x0c\x63heckpointed\x18\x04 \x01(\x0b\x32\x1e.goalstate.log.v1.CheckpointedH\x00\x12(\n\x05\x61live\x18\x05 \x01(\x0b\x32\x17.goalstate.log.v1.AliveH\x00\x42\x06\n\x04\x62ody\"r\n\x0bIncarnation\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x0f\n\x07unix_ns\x18\x03 \x01(\x03\x12\"\n\x1asecurity_groups_own_stream\x18\x04 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"(\n\x05\x41live\x12\x0e\n\x06writer\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xb4\x01\n\x06\x43hange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12/\n\x06intent\x18\x03 \x01(\x0b\x32\x1f.goalstate.northbound.v1.Intent\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12:\n\x0brepublished\x18\x05 \x03(\x0b\x32%.goalstate.northbound.v1.ResourceName\"\x1b\n\tPublished\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\"\x8a\x01\n\x0c\x43heckpointed\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x0c\x12\x14\n\x0clog_position\x18\x05 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x15\n\rbegun_unix_ns\x18\x07 \x01(\x03\"\xca\x01\n\x0bSnapshotEnd\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\"\n\x1asecurity_groups_own_stream\x18\x02 \x01(\x08\x12\'\n\x03log\x18\x03 \x01(\x0b\x32\x1a.goalstate.log.v1.LogPlace\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hange\x18\x06 \x01(\x04\x12\r\n\x05parts\x18\x07 \x01(\r\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\t \x01(\x0c\"l\n\x08LogPlace\x12\x10\n\x08position\x18\x01 \x01(\x0c\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0c\n\x04lost\x18\x04 \x01(\x08\x12\x10\n\x08messages\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\xc3\x02\n\x0fSnapshotSection\x12\x30\n\x07objects\x18\x01 \x01(\x0b\x32\x1f.goalstate.northbound.v1.Intent\x12\x36\n\tresources\x18\x02 \x01(\x0b\x32#.goalstate.log.v1.SnapshotResources\x12\x31\n\x07streams\x18\x03 \x03(\x0b\x32 .goalstate.log.v1.SnapshotStream\x12+\n\x04vpcs\x18\x04 \x03(\x0b\x32\x1d.goalstate.log.v1.SnapshotVpc\x12\x31\n\x07\x63hanges\x18\x05 \x03(\x0b\x32 .goalstate.log.v1.SnapshotChange\x12\x33\n\x0b\x63heckpoints\x18\x06 \x03(\x0b\x32\x1e.goalstate.log.v1.Checkpointed\"\xcd\x01\n\x11SnapshotResources\x12\r\n\x05kinds\x18\x01 \x03(\r\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06places\x18\x03 \x03(\r\x12\x11\n\trevisions\x18\x04 \x03(\x04\x12\x0e\n\x06hashes\x18\x05 \x01(\x0c\x12\x35\n\x02\x61t\x18\x06 \x03(\x0b\x32).goalstate.log.v1.SnapshotResources.Place\x1a\x32\n\x05Place\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03vpc\x18\x03 \x01(\t\">\n\x0bStreamPlace\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"l\n\x0eSnapshotStream\x12+\n\x04head\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0f\n\x07written\x18\x04 \x01(\x04\"~\n\x0bSnapshotVpc\x12\x0b\n\x03vpc\x18\x01 \x01(\t\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12\r\n\x05hosts\x18\x03 \x03(\t\x12\x0e\n\x06places\x18\x04 \x03(\r\x12)\n\x02\x61t\x18\x05 \x03(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\"\xa6\x02\n\x0eSnapshotChange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12\x17\n\x0f\x63hanged_objects\x18\x03 \x01(\x04\x12\x42\n\x0crequirements\x18\x04 \x03(\x0b\x32,.goalstate.log.v1.SnapshotChange.Requirement\x1a\x8c\x01\n\x0bRequirement\x12,\n\x05place\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\x12\x10\n\x08of_hosts\x18\x02 \x01(\x08\x12\r\n\x05hosts\x18\x03 \x03(\t\x12.\n\x07revoked\x18\x04 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlaceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agoalstate/log/v1/log.proto\x12\x10goalstate.log.v1\x1a$goalstate/northbound/v1/intent.proto\"\x86\x02\n\x06Record\x12\x34\n\x0bincarnation\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.IncarnationH\x00\x12*\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x18.goalstate.log.v1.ChangeH\x00\x12\x30\n\tpublished\x18\x03 \x01(\x0b\x32\x1b.goalstate.log.v1.PublishedH\x00\x12\x36\n\x0c\x63heckpointed\x18\x04 \x01(\x0b\x32\x1e.goalstate.log.v1.CheckpointedH\x00\x12(\n\x05\x61live\x18\x05 \x01(\x0b\x32\x17.goalstate.log.v1.AliveH\x00\x42\x06\n\x04\x62ody\"\xa2\x01\n\x0bIncarnation\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x0f\n\x07unix_ns\x18\x03 \x01(\x03\x12\"\n\x1asecurity_groups_own_stream\x18\x04 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x15\n\rsession_ports\x18\x06 \x01(\r\x12\x17\n\x0fsession_members\x18\x07 \x01(\r\"(\n\x05\x41live\x12\x0e\n\x06writer\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xb4\x01\n\x06\x43hange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12/\n\x06intent\x18\x03 \x01(\x0b\x32\x1f.goalstate.northbound.v1.Intent\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12:\n\x0brepublished\x18\x05 \x03(\x0b\x32%.goalstate.northbound.v1.ResourceName\"\x1b\n\tPublished\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\"\x8a\x01\n\x0c\x43heckpointed\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x0c\x12\x14\n\x0clog_position\x18\x05 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x15\n\rbegun_unix_ns\x18\x07 \x01(\x03\"\xfa\x01\n\x0bSnapshotEnd\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\"\n\x1asecurity_groups_own_stream\x18\x02 \x01(\x08\x12\'\n\x03log\x18\x03 \x01(\x0b\x32\x1a.goalstate.log.v1.LogPlace\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hange\x18\x06 \x01(\x04\x12\r\n\x05parts\x18\x07 \x01(\r\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\t \x01(\x0c\x12\x15\n\rsession_ports\x18\n \x01(\r\x12\x17\n\x0fsession_members\x18\x0b \x01(\r\"l\n\x08LogPlace\x12\x10\n\x08position\x18\x01 \x01(\x0c\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0c\n\x04lost\x18\x04 \x01(\x08\x12\x10\n\x08messages\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\xc3\x02\n\x0fSnapshotSection\x12\x30\n\x07objects\x18\x01 \x01(\x0b\x32\x1f.goalstate.northbound.v1.Intent\x12\x36\n\tresources\x18\x02 \x01(\x0b\x32#.goalstate.log.v1.SnapshotResources\x12\x31\n\x07streams\x18\x03 \x03(\x0b\x32 .goalstate.log.v1.SnapshotStream\x12+\n\x04vpcs\x18\x04 \x03(\x0b\x32\x1d.goalstate.log.v1.SnapshotVpc\x12\x31\n\x07\x63hanges\x18\x05 \x03(\x0b\x32 .goalstate.log.v1.SnapshotChange\x12\x33\n\x0b\x63heckpoints\x18\x06 \x03(\x0b\x32\x1e.goalstate.log.v1.Checkpointed\"\xcd\x01\n\x11SnapshotResources\x12\r\n\x05kinds\x18\x01 \x03(\r\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06places\x18\x03 \x03(\r\x12\x11\n\trevisions\x18\x04 \x03(\x04\x12\x0e\n\x06hashes\x18\x05 \x01(\x0c\x12\x35\n\x02\x61t\x18\x06 \x03(\x0b\x32).goalstate.log.v1.SnapshotResources.Place\x1a\x32\n\x05Place\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03vpc\x18\x03 \x01(\t\">\n\x0bStreamPlace\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"\xab\x01\n\x0eSnapshotStream\x12+\n\x04head\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0f\n\x07written\x18\x04 \x01(\x04\x12\x0f\n\x07session\x18\x05 \x01(\x08\x12,\n\x05\x62\x65gan\x18\x06 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\"~\n\x0bSnapshotVpc\x12\x0b\n\x03vpc\x18\x01 \x01(\t\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12\r\n\x05hosts\x18\x03 \x03(\t\x12\x0e\n\x06places\x18\x04 \x03(\r\x12)\n\x02\x61t\x18\x05 \x03(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\"\xa6\x02\n\x0eSnapshotChange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_unix_ns\x18\x02 \x01(\x03\x12\x17\n\x0f\x63hanged_objects\x18\x03 \x01(\x04\x12\x42\n\x0crequirements\x18\x04 \x03(\x0b\x32,.goalstate.log.v1.SnapshotChange.Requirement\x1a\x8c\x01\n\x0bRequirement\x12,\n\x05place\x18\x01 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlace\x12\x10\n\x08of_hosts\x18\x02 \x01(\x08\x12\r\n\x05hosts\x18\x03 \x03(\t\x12.\n\x07revoked\x18\x04 \x01(\x0b\x32\x1d.goalstate.log.v1.StreamPlaceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECORD']._serialized_start=87
   _globals['_RECORD']._serialized_end=349
-  _globals['_INCARNATION']._serialized_start=351
-  _globals['_INCARNATION']._serialized_end=465
-  _globals['_ALIVE']._serialized_start=467
-  _globals['_ALIVE']._serialized_end=507
-  _globals['_CHANGE']._serialized_start=510
-  _globals['_CHANGE']._serialized_end=690
-  _globals['_PUBLISHED']._serialized_start=692
-  _globals['_PUBLISHED']._serialized_end=719
-  _globals['_CHECKPOINTED']._serialized_start=722
-  _globals['_CHECKPOINTED']._serialized_end=860
-  _globals['_SNAPSHOTEND']._serialized_start=863
-  _globals['_SNAPSHOTEND']._serialized_end=1065
-  _globals['_LOGPLACE']._serialized_start=1067
-  _globals['_LOGPLACE']._serialized_end=1175
-  _globals['_SNAPSHOTSECTION']._serialized_start=1178
-  _globals['_SNAPSHOTSECTION']._serialized_end=1501
-  _globals['_SNAPSHOTRESOURCES']._serialized_start=1504
-  _globals['_SNAPSHOTRESOURCES']._serialized_end=1709
-  _globals['_SNAPSHOTRESOURCES_PLACE']._serialized_start=1659
-  _globals['_SNAPSHOTRESOURCES_PLACE']._serialized_end=1709
-  _globals['_STREAMPLACE']._serialized_start=1711
-  _globals['_STREAMPLACE']._serialized_end=1773
-  _globals['_SNAPSHOTSTREAM']._serialized_start=1775
-  _globals['_SNAPSHOTSTREAM']._serialized_end=1883
-  _globals['_SNAPSHOTVPC']._serialized_start=1885
-  _globals['_SNAPSHOTVPC']._serialized_end=2011
-  _globals['_SNAPSHOTCHANGE']._serialized_start=2014
-  _globals['_SNAPSHOTCHANGE']._serialized_end=2308
-  _globals['_SNAPSHOTCHANGE_REQUIREMENT']._serialized_start=2168
-  _globals['_SNAPSHOTCHANGE_REQUIREMENT']._serialized_end=2308
+  _globals['_INCARNATION']._serialized_start=352
+  _globals['_INCARNATION']._serialized_end=514
+  _globals['_ALIVE']._serialized_start=516
+  _globals['_ALIVE']._serialized_end=556
+  _globals['_CHANGE']._serialized_start=559
+  _globals['_CHANGE']._serialized_end=739
+  _globals['_PUBLISHED']._serialized_start=741
+  _globals['_PUBLISHED']._serialized_end=768
+  _globals['_CHECKPOINTED']._serialized_start=771
+  _globals['_CHECKPOINTED']._serialized_end=909
+  _globals['_SNAPSHOTEND']._serialized_start=912
+  _globals['_SNAPSHOTEND']._serialized_end=1162
+  _globals['_LOGPLACE']._serialized_start=1164
+  _globals['_LOGPLACE']._serialized_end=1272
+  _globals['_SNAPSHOTSECTION']._serialized_start=1275
+  _globals['_SNAPSHOTSECTION']._serialized_end=1598
+  _globals['_SNAPSHOTRESOURCES']._serialized_start=1601
+  _globals['_SNAPSHOTRESOURCES']._serialized_end=1806
+  _globals['_SNAPSHOTRESOURCES_PLACE']._serialized_start=1756
+  _globals['_SNAPSHOTRESOURCES_PLACE']._serialized_end=1806
+  _globals['_STREAMPLACE']._serialized_start=1808
+  _globals['_STREAMPLACE']._serialized_end=1870
+  _globals['_SNAPSHOTSTREAM']._serialized_start=1873
+  _globals['_SNAPSHOTSTREAM']._serialized_end=2044
+  _globals['_SNAPSHOTVPC']._serialized_start=2046
+  _globals['_SNAPSHOTVPC']._serialized_end=2172
+  _globals['_SNAPSHOTCHANGE']._serialized_start=2175
+  _globals['_SNAPSHOTCHANGE']._serialized_end=2469
+  _globals['_SNAPSHOTCHANGE_REQUIREMENT']._serialized_start=2329
+  _globals['_SNAPSHOTCHANGE_REQUIREMENT']._serialized_end=2469
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,8 @@ class Incarnation(_message.Message):
     UNIX_NS_FIELD_NUMBER: _builtins.int
     SECURITY_GROUPS_OWN_STREAM_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    SESSION_PORTS_FIELD_NUMBER: _builtins.int
+    SESSION_MEMBERS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     writer: _builtins.str
     unix_ns: _builtins.int
@@ -80,6 +82,9 @@ class Incarnation(_message.Message):
     """
     address: _builtins.str
     """Where it is to be called, HOST:PORT."""
+    session_ports: _builtins.int
+    """From here on, when VPCs are on sessions (see goalstate/dpm/channels.py); 0: never."""
+    session_members: _builtins.int
     def __init__(
         self,
         *,
@@ -88,10 +93,12 @@ class Incarnation(_message.Message):
         unix_ns: _builtins.int = ...,
         security_groups_own_stream: _builtins.bool = ...,
         address: _builtins.str = ...,
+        session_ports: _builtins.int = ...,
+        session_members: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "session_members", b"session_members", "session_ports", b"session_ports", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +250,8 @@ class SnapshotEnd(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    SESSION_PORTS_FIELD_NUMBER: _builtins.int
+    SESSION_MEMBERS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     security_groups_own_stream: _builtins.bool
     """as in Incarnation"""
@@ -257,6 +266,9 @@ class SnapshotEnd(_message.Message):
     """in them"""
     checksum: _builtins.bytes
     """XXH3-128 of all that, big endian"""
+    session_ports: _builtins.int
+    """as in the newest Incarnation"""
+    session_members: _builtins.int
     @_builtins.property
     def log(self) -> Global___LogPlace:
         """the log is to be read on from here"""
@@ -273,10 +285,12 @@ class SnapshotEnd(_message.Message):
         parts: _builtins.int = ...,
         bytes: _builtins.int = ...,
         checksum: _builtins.bytes = ...,
+        session_ports: _builtins.int = ...,
+        session_members: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "change", b"change", "checksum", b"checksum", "epoch", b"epoch", "format", b"format", "log", b"log", "parts", b"parts", "records", b"records", "security_groups_own_stream", b"security_groups_own_stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "change", b"change", "checksum", b"checksum", "epoch", b"epoch", "format", b"format", "log", b"log", "parts", b"parts", "records", b"records", "security_groups_own_stream", b"security_groups_own_stream", "session_members", b"session_members", "session_ports", b"session_ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,14 +484,22 @@ class SnapshotStream(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     WRITTEN_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    BEGAN_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     """of the resources that are on it"""
     size: _builtins.int
     """of these, in bytes, about"""
     written: _builtins.int
     """bytes put on its log since its newest checkpoint"""
+    session: _builtins.bool
+    """it travels on sessions, not on its topic"""
     @_builtins.property
     def head(self) -> Global___StreamPlace: ...
+    @_builtins.property
+    def began(self) -> Global___StreamPlace:
+        """its first message on this channel; unset: it never was on another"""
+
     def __init__(
         self,
         *,
@@ -485,10 +507,12 @@ class SnapshotStream(_message.Message):
         digest: _builtins.bytes = ...,
         size: _builtins.int = ...,
         written: _builtins.int = ...,
+        session: _builtins.bool = ...,
+        began: Global___StreamPlace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "head", b"head", "size", b"size", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "digest", b"digest", "head", b"head", "session", b"session", "size", b"size", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

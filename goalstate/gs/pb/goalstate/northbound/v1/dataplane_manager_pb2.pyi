@@ -612,6 +612,7 @@ class StreamStatus(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     FOLLOWERS_FIELD_NUMBER: _builtins.int
     FOLLOWERS_CURRENT_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     topic: _builtins.str
     epoch: _builtins.int
@@ -622,6 +623,8 @@ class StreamStatus(_message.Message):
     followers: _builtins.int
     followers_current: _builtins.int
     """that have applied everything on it"""
+    channel: _builtins.str
+    """what it travels on: pulsar or session"""
     def __init__(
         self,
         *,
@@ -633,10 +636,11 @@ class StreamStatus(_message.Message):
         resources: _builtins.int = ...,
         followers: _builtins.int = ...,
         followers_current: _builtins.int = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "epoch", b"epoch", "followers", b"followers", "followers_current", b"followers_current", "resources", b"resources", "sequence", b"sequence", "stream", b"stream", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "digest", b"digest", "epoch", b"epoch", "followers", b"followers", "followers_current", b"followers_current", "resources", b"resources", "sequence", b"sequence", "stream", b"stream", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

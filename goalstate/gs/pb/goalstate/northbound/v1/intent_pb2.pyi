@@ -198,12 +198,32 @@ Global___Host: _TypeAlias = Host  # noqa: Y015
 class Vpc(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Channel:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChannelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Vpc._Channel.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        AUTO: Vpc._Channel.ValueType  # 0
+        """sessions while it is small, where the region has them"""
+        PULSAR: Vpc._Channel.ValueType  # 1
+        SESSION: Vpc._Channel.ValueType  # 2
+        """refused where the region has no sessions"""
+
+    class Channel(_Channel, metaclass=_ChannelEnumTypeWrapper): ...
+    AUTO: Vpc.Channel.ValueType  # 0
+    """sessions while it is small, where the region has them"""
+    PULSAR: Vpc.Channel.ValueType  # 1
+    SESSION: Vpc.Channel.ValueType  # 2
+    """refused where the region has no sessions"""
+
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     CIDR_FIELD_NUMBER: _builtins.int
     TUNNEL_ID_FIELD_NUMBER: _builtins.int
     SECONDARY_CIDRS_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     project_id: _builtins.str
@@ -211,6 +231,8 @@ class Vpc(_message.Message):
     """IPv4 or IPv6; each subnet lies within it or a secondary one"""
     tunnel_id: _builtins.int
     """VNI, 1 to 2^24 - 1, no other VPC's"""
+    channel: Global___Vpc.Channel.ValueType
+    """What its streams travel on."""
     @_builtins.property
     def secondary_cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further blocks, so that a VPC can have both IPv4 and IPv6 subnets."""
@@ -224,10 +246,11 @@ class Vpc(_message.Message):
         cidr: _builtins.str = ...,
         tunnel_id: _builtins.int = ...,
         secondary_cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        channel: Global___Vpc.Channel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "id", b"id", "name", b"name", "project_id", b"project_id", "secondary_cidrs", b"secondary_cidrs", "tunnel_id", b"tunnel_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "cidr", b"cidr", "id", b"id", "name", b"name", "project_id", b"project_id", "secondary_cidrs", b"secondary_cidrs", "tunnel_id", b"tunnel_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

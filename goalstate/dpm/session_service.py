@@ -1,0 +1,87 @@
+"""The gRPC service of sessions: speaks goalstate.session.v1, and carries what `sessions` queues."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+
+from goalstate.dpm.engine import Engine
+from goalstate.dpm.errors import NotServing
+from goalstate.dpm.service import Context, abort, abort_unavailable
+from goalstate.dpm.sessions import Session, Sessions
+from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
+from goalstate.gs.streams import Mark, StreamId
+
+log = structlog.get_logger()
+
+#: Seconds between two looks whether the publisher still serves, where there is nothing to send.
+LOOK_S = 1.0
+
+
+class SessionService(session_pb2_grpc.StreamSessionsServicer):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Open(
+        self, request_iterator: AsyncIterator[session_pb2.Request], context: Context
+    ) -> AsyncIterator[session_pb2.Carried]:
+        engine = self._engine
+        sessions = engine.sessions
+        if sessions is None or not engine.serving:
+            await abort_unavailable(context, engine, _not_serving(engine))
+        # The agent hears that it is served before there is anything to tell.
+        await context.send_initial_metadata(())
+        session = sessions.begin()
+        reading = asyncio.ensure_future(_read(request_iterator, sessions, session))
+        reading.add_done_callback(lambda _: session.news.set())
+        try:
+            while not session.ended and engine.serving and not reading.done():
+                carried = session.pop()
+                if carried is not None:
+                    yield carried
+                    continue
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        await session.news.wait()
+                except TimeoutError:
+                    pass
+            if reading.done() and not reading.cancelled():
+                error = reading.exception()
+                if isinstance(error, ValueError):
+                    await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                if error is None and not session.ended:
+                    return  # the agent closes it
+        finally:
+            reading.cancel()
+            sessions.end(session)
+        await abort_unavailable(context, engine, _not_serving(engine))
+
+
+async def _read(
+    requests: AsyncIterator[session_pb2.Request], sessions: Sessions, session: Session
+) -> None:
+    """Do what an agent asks for, one after the other. Raises ValueError for what makes no sense."""
+    async for request in requests:
+        body = request.WhichOneof("body")
+        if body == "unfollow":
+            sessions.unfollow(session, request.unfollow.id)
+        elif body == "follow":
+            follow = request.follow
+            stream = StreamId.parse(follow.stream)
+            try:
+                mark = Mark(follow.epoch, follow.sequence)
+                await sessions.follow(session, follow.id, stream, mark)
+            except NotServing:
+                return  # it ends for that
+            except RuntimeError as error:
+                # A stream that cannot be rebuilt must not take the others with it.
+                log.error("no checkpoint for a session", stream=str(stream), error=str(error))
+        else:
+            raise ValueError("a request without follow or unfollow")
+
+
+def _not_serving(engine: Engine) -> NotServing:
+    return NotServing(f"the publisher is not serving just now: {engine.problem}")
