@@ -530,6 +530,18 @@ async def _send_surely(producer: Producer, payload: bytes) -> bytes:
             await asyncio.sleep(0.05)
 
 
+async def _open_surely(bus: Bus, topic: str) -> Producer:
+    """Open an exclusive producer, as soon as the broker is there again."""
+    end = time.monotonic() + 2 * BOUND
+    while True:
+        try:
+            return await bus.open_producer(topic, exclusive=True)
+        except BrokerUnreachable:
+            if time.monotonic() > end:
+                raise Nonconformity("no producer opens after the broker came back") from None
+            await asyncio.sleep(0.05)
+
+
 async def _expect_outage_is_reported(harness: Harness, bus: Bus) -> None:
     begin = time.monotonic()
     await expect_error("connecting meanwhile", BrokerUnreachable, harness.connect())
@@ -607,6 +619,39 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
             expect("what a new connection reads", again, log)
 
 
+async def one_that_was_taken_over_stays_out_also_after_the_broker_died(harness: Harness) -> None:
+    """Whether its successor comes back as well or is gone."""
+    async with _connected(harness) as one, _connected(harness) as other:
+        third = await harness.connect()
+        topics = [harness.topic(name) for name in ("out-back", "out-gone")]
+        old = [await one.open_producer(topic, exclusive=True) for topic in topics]
+        for producer in old:
+            await producer.send(b"old")
+        new = [
+            await bus.open_producer(topic, exclusive=True, take_over=True)
+            for bus, topic in zip((other, third), topics, strict=True)
+        ]
+        for producer in new:
+            await producer.send(b"new")
+        await third.close()
+        await harness.kill()
+        await harness.restart()
+        for producer in reversed(old):
+            await expect_error(
+                f"a send to {producer.topic} of one that was taken over",
+                ProducerFenced,
+                _send_surely(producer, b"no"),
+            )
+        await _send_surely(new[0], b"more")
+        successor = await _open_surely(other, topics[1])
+        await _send_surely(successor, b"more")
+        await expect_error("once more", ProducerFenced, _send_surely(old[1], b"no"))
+        for topic in topics:
+            read = [m.payload async for m in other.read_to_end(topic, EARLIEST)]
+            # What was under way when the broker went may be there twice.
+            expect("the log", list(dict.fromkeys(read)), [b"old", b"new", b"more"])
+
+
 async def closing_ends_while_the_broker_is_away(harness: Harness) -> None:
     """Also with open readers and unanswered sends, and at the moment in which the broker goes.
 
@@ -681,5 +726,6 @@ CHECKS: tuple[Check, ...] = (
 )
 RESTART_CHECKS: tuple[Check, ...] = (
     nothing_is_lost_when_the_broker_dies_and_returns,
+    one_that_was_taken_over_stays_out_also_after_the_broker_died,
     closing_ends_while_the_broker_is_away,
 )
