@@ -313,14 +313,17 @@ def test_a_fleet_whose_position_is_gone_reads_the_checkpoint(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("disk is full"), OverflowError("too large"), MemoryError()]
+)
 def test_a_batch_that_cannot_be_written_is_written_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     async def scenario() -> None:
         rig = FleetRig()
         feed(rig)
         file = opened(tmp_path)
-        write, failures = file.write, [sqlite3.OperationalError("disk is full")] * 3
+        write, failures = file.write, [error] * 3
 
         def failing(updates: list[Update]) -> None:
             if failures:
