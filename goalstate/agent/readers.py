@@ -23,7 +23,7 @@ import structlog
 from goalstate.agent.actions import Follow
 from goalstate.agent.beginning import Beginning, beginning, is_sought
 from goalstate.bus.base import Bus, Message, Reader
-from goalstate.bus.errors import BusClosed, BusError, PositionGone
+from goalstate.bus.errors import BusError, PositionGone
 from goalstate.gs.streams import StreamId
 from goalstate.gs.topics import Topics
 
@@ -134,8 +134,6 @@ class Readers:
                     following.opened = generation
                     if generation == following.generation:
                         listener.position_gone(stream)
-                except BusClosed:
-                    return
                 except BusError as error:
                     failures += 1
                     log.warning("cannot follow", stream=str(stream), error=str(error))
