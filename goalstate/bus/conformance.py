@@ -398,6 +398,38 @@ async def what_was_under_way_at_a_take_over_is_before_it_or_nowhere(harness: Har
         expect("accepted messages that the log lacks", lacking, set())
 
 
+def _watched(sends: Iterable[asyncio.Future[bytes]]) -> list[int]:
+    """Grows by the number of each send that has a result, in the order in which they came."""
+    accepted: list[int] = []
+
+    def watch(number: int, send: asyncio.Future[bytes]) -> None:
+        def answered(done: asyncio.Future[bytes]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                accepted.append(number)
+
+        send.add_done_callback(answered)
+
+    for number, send in enumerate(sends):
+        watch(number, send)
+    return accepted
+
+
+async def answers_of_a_producer_come_in_the_order_of_its_sends(harness: Harness) -> None:
+    """Small and large ones, with and without batches, and some that are refused among them."""
+    async with _connected(harness) as bus:
+        for batch in (False, True):
+            producer = await bus.open_producer(harness.topic("answers"), batch=batch)
+            sizes = {50: MAX_PAYLOAD + 1, 100: 1_000_000, 101: 0, 150: MAX_PAYLOAD + 1}
+            sends = [producer.send(b"." * sizes.get(number, 10)) for number in range(300)]
+            accepted = _watched(sends)
+            await asyncio.wait(sends)
+            await asyncio.sleep(0)  # for the last one's callback
+            good = [number for number in range(300) if sizes.get(number, 0) <= MAX_PAYLOAD]
+            expect(f"the order of answers (batch={batch})", accepted, good)
+            refused = {type(sends[number].exception()) for number in (50, 150)}
+            expect("refusals", refused, {MessageTooLarge})
+
+
 async def flush_waits_for_every_send(harness: Harness) -> None:
     async with _connected(harness) as bus:
         for batch in (False, True):
@@ -635,6 +667,8 @@ async def one_that_was_taken_over_stays_out_also_after_the_broker_died(harness: 
             await producer.send(b"new")
         await third.close()
         await harness.kill()
+        meanwhile = [new[0].send(b"more") for _ in range(20)]
+        accepted = _watched(meanwhile)
         await harness.restart()
         for producer in reversed(old):
             await expect_error(
@@ -643,6 +677,8 @@ async def one_that_was_taken_over_stays_out_also_after_the_broker_died(harness: 
                 _send_surely(producer, b"no"),
             )
         await _send_surely(new[0], b"more")
+        await asyncio.wait(meanwhile)
+        expect("the order of answers", accepted, sorted(accepted))
         successor = await _open_surely(other, topics[1])
         await _send_surely(successor, b"more")
         await expect_error("once more", ProducerFenced, _send_surely(old[1], b"no"))
@@ -716,6 +752,7 @@ CHECKS: tuple[Check, ...] = (
     an_exclusive_producer_keeps_others_out,
     an_exclusive_producer_can_be_taken_over,
     what_was_under_way_at_a_take_over_is_before_it_or_nowhere,
+    answers_of_a_producer_come_in_the_order_of_its_sends,
     flush_waits_for_every_send,
     large_messages_pass_and_too_large_ones_are_refused,
     a_burst_reaches_every_reader_once_and_in_order,
