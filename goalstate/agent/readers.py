@@ -27,7 +27,7 @@ from goalstate.agent.admission import Admission, Ticket
 from goalstate.agent.beginning import Beginning, beginning, is_sought
 from goalstate.agent.checkpoint_readers import CheckpointReaders
 from goalstate.bus.base import Bus, Message, Reader, Sink
-from goalstate.bus.errors import BusClosed, BusError, PositionGone
+from goalstate.bus.errors import BusError, PositionGone
 from goalstate.gs.streams import StreamId
 from goalstate.gs.topics import Topics, is_session
 
@@ -176,8 +176,6 @@ class Readers:
                     following.opened = generation
                     if generation == following.generation:
                         listener.position_gone(stream)
-                except BusClosed:
-                    return
                 except BusError as error:
                     failures += 1
                     log.warning("cannot follow", stream=str(stream), error=str(error))

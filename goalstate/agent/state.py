@@ -7,7 +7,8 @@ Laws:
     rest comes again.
 2.  Nothing that was read and could not be used is stored: a stream with such content is stored as
     one that was never read, and is read anew.
-3.  What is stored is proved by its digest when it is restored. What is not proved is not used.
+3.  What is stored is proved when it is loaded (`state_file`, law 3), and what is held of it by its
+    digest when it is restored. What is not proved is not used.
 4.  What was applied is not stored. A data plane is empty after a restart: everything that is held
     goes to it again, and the watermark begins when it is there.
 """

@@ -59,15 +59,16 @@ class Storing:
     async def _store(self) -> bool:
         """Write a batch; did it succeed?"""
         updates = []
-        for core in self._cores:
-            if core.journal:
-                updates += core.journal.take(core.host, core.streams)
-        if not updates:
-            return True
         try:
+            for core in self._cores:
+                if core.journal:
+                    updates += core.journal.take(core.host, core.streams)
+            if not updates:
+                return True
             await asyncio.to_thread(self._file.write, updates)
-        except sqlite3.Error as error:
-            log.warning("what hosts hold is not stored", error=str(error))
+        except Exception as error:  # also a defect must not end the storing for good
+            defect = not isinstance(error, sqlite3.Error)
+            log.warning("what hosts hold is not stored", error=repr(error), exc_info=defect)
             for core in self._cores:
                 if core.journal is not None:
                     core.journal.failed(core.streams)

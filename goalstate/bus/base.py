@@ -10,6 +10,8 @@ Laws that every adapter keeps (`conformance.py` is the test of them):
     on demand: that is what its faults are for.)
 4.  Readers leave nothing behind on the broker: whoever reads keeps its own position.
 5.  A position is opaque bytes, meaningful only for the topic it came from.
+6.  Answers of one producer come in the order of its sends. Only a failure may come before its turn:
+    when a future has a result, the futures of all sends before it are done.
 
 Nothing here knows what a goal state is: a topic is a string, a message is bytes with string
 properties.

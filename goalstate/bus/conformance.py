@@ -398,6 +398,38 @@ async def what_was_under_way_at_a_take_over_is_before_it_or_nowhere(harness: Har
         expect("accepted messages that the log lacks", lacking, set())
 
 
+def _watched(sends: Iterable[asyncio.Future[bytes]]) -> list[int]:
+    """Grows by the number of each send that has a result, in the order in which they came."""
+    accepted: list[int] = []
+
+    def watch(number: int, send: asyncio.Future[bytes]) -> None:
+        def answered(done: asyncio.Future[bytes]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                accepted.append(number)
+
+        send.add_done_callback(answered)
+
+    for number, send in enumerate(sends):
+        watch(number, send)
+    return accepted
+
+
+async def answers_of_a_producer_come_in_the_order_of_its_sends(harness: Harness) -> None:
+    """Small and large ones, with and without batches, and some that are refused among them."""
+    async with _connected(harness) as bus:
+        for batch in (False, True):
+            producer = await bus.open_producer(harness.topic("answers"), batch=batch)
+            sizes = {50: MAX_PAYLOAD + 1, 100: 1_000_000, 101: 0, 150: MAX_PAYLOAD + 1}
+            sends = [producer.send(b"." * sizes.get(number, 10)) for number in range(300)]
+            accepted = _watched(sends)
+            await asyncio.wait(sends)
+            await asyncio.sleep(0)  # for the last one's callback
+            good = [number for number in range(300) if sizes.get(number, 0) <= MAX_PAYLOAD]
+            expect(f"the order of answers (batch={batch})", accepted, good)
+            refused = {type(sends[number].exception()) for number in (50, 150)}
+            expect("refusals", refused, {MessageTooLarge})
+
+
 async def flush_waits_for_every_send(harness: Harness) -> None:
     async with _connected(harness) as bus:
         for batch in (False, True):
@@ -530,6 +562,18 @@ async def _send_surely(producer: Producer, payload: bytes) -> bytes:
             await asyncio.sleep(0.05)
 
 
+async def _open_surely(bus: Bus, topic: str) -> Producer:
+    """Open an exclusive producer, as soon as the broker is there again."""
+    end = time.monotonic() + 2 * BOUND
+    while True:
+        try:
+            return await bus.open_producer(topic, exclusive=True)
+        except BrokerUnreachable:
+            if time.monotonic() > end:
+                raise Nonconformity("no producer opens after the broker came back") from None
+            await asyncio.sleep(0.05)
+
+
 async def _expect_outage_is_reported(harness: Harness, bus: Bus) -> None:
     begin = time.monotonic()
     await expect_error("connecting meanwhile", BrokerUnreachable, harness.connect())
@@ -607,6 +651,43 @@ async def nothing_is_lost_when_the_broker_dies_and_returns(harness: Harness) -> 
             expect("what a new connection reads", again, log)
 
 
+async def one_that_was_taken_over_stays_out_also_after_the_broker_died(harness: Harness) -> None:
+    """Whether its successor comes back as well or is gone."""
+    async with _connected(harness) as one, _connected(harness) as other:
+        third = await harness.connect()
+        topics = [harness.topic(name) for name in ("out-back", "out-gone")]
+        old = [await one.open_producer(topic, exclusive=True) for topic in topics]
+        for producer in old:
+            await producer.send(b"old")
+        new = [
+            await bus.open_producer(topic, exclusive=True, take_over=True)
+            for bus, topic in zip((other, third), topics, strict=True)
+        ]
+        for producer in new:
+            await producer.send(b"new")
+        await third.close()
+        await harness.kill()
+        meanwhile = [new[0].send(b"more") for _ in range(20)]
+        accepted = _watched(meanwhile)
+        await harness.restart()
+        for producer in reversed(old):
+            await expect_error(
+                f"a send to {producer.topic} of one that was taken over",
+                ProducerFenced,
+                _send_surely(producer, b"no"),
+            )
+        await _send_surely(new[0], b"more")
+        await asyncio.wait(meanwhile)
+        expect("the order of answers", accepted, sorted(accepted))
+        successor = await _open_surely(other, topics[1])
+        await _send_surely(successor, b"more")
+        await expect_error("once more", ProducerFenced, _send_surely(old[1], b"no"))
+        for topic in topics:
+            read = [m.payload async for m in other.read_to_end(topic, EARLIEST)]
+            # What was under way when the broker went may be there twice.
+            expect("the log", list(dict.fromkeys(read)), [b"old", b"new", b"more"])
+
+
 async def closing_ends_while_the_broker_is_away(harness: Harness) -> None:
     """Also with open readers and unanswered sends, and at the moment in which the broker goes.
 
@@ -671,6 +752,7 @@ CHECKS: tuple[Check, ...] = (
     an_exclusive_producer_keeps_others_out,
     an_exclusive_producer_can_be_taken_over,
     what_was_under_way_at_a_take_over_is_before_it_or_nowhere,
+    answers_of_a_producer_come_in_the_order_of_its_sends,
     flush_waits_for_every_send,
     large_messages_pass_and_too_large_ones_are_refused,
     a_burst_reaches_every_reader_once_and_in_order,
@@ -681,5 +763,6 @@ CHECKS: tuple[Check, ...] = (
 )
 RESTART_CHECKS: tuple[Check, ...] = (
     nothing_is_lost_when_the_broker_dies_and_returns,
+    one_that_was_taken_over_stays_out_also_after_the_broker_died,
     closing_ends_while_the_broker_is_away,
 )

@@ -10,7 +10,7 @@ from goalstate.agent import readers
 from goalstate.agent.actions import Action
 from goalstate.agent.dataplanes import Done, MemoryDataPlane, ModelledDataPlane, ProgrammingModel
 from goalstate.agent.fleet import Member, counts
-from goalstate.bus.errors import BrokerUnreachable, PositionGone
+from goalstate.bus.errors import BrokerUnreachable, BusClosed, PositionGone
 from goalstate.gs.pb.alcor.schema.resources_pb2 import NeighborConfiguration
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import inbox_stream
@@ -134,6 +134,21 @@ def test_an_open_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
     async def scenario() -> None:
         rig = FleetRig()
         rig.bus.failures = [BrokerUnreachable("gone")] * 5
+        async with rig.fleet(MEMBERS) as fleet:
+            assert fleet.readers.open == 8
+            assert not rig.bus.failures
+
+    asyncio.run(scenario())
+
+
+def test_an_open_that_fails_because_the_client_closed_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(readers, "RETRY_S", 0.001)
+
+    async def scenario() -> None:
+        rig = FleetRig()
+        rig.bus.failures = [BusClosed("AlreadyClosed")] * 5
         async with rig.fleet(MEMBERS) as fleet:
             assert fleet.readers.open == 8
             assert not rig.bus.failures

@@ -168,6 +168,71 @@ def test_a_file_that_cannot_be_used_is_set_aside(
     file.close()
 
 
+def _loaded(directory: Path) -> dict[str, list[StoredStream]]:
+    """What an agent that starts finds, and that it can store anew."""
+    file = opened(directory)
+    stored = file.load()
+    file.write([Update("h1", INBOX, head(9), True, [port(9)])])
+    file.close()
+    return stored
+
+
+def test_of_a_file_with_a_flipped_bit_or_a_lost_end_all_is_loaded_or_nothing_of_a_stream(
+    tmp_path: Path,
+) -> None:
+    file = opened(tmp_path)
+    file.write(
+        [
+            Update("h0", STREAM, head(1, *HELD), True, [*HELD, *DEAD]),
+            Update("h0", INBOX, head(2, port(1)), True, [port(1)]),
+        ]
+    )
+    stored = file.load()["h0"]
+    file.close()
+    whole = file.path.read_bytes()
+    written = [place for place, byte in enumerate(whole) if byte]
+    broken = [whole[:length] for length in range(0, len(whole), 1021)]
+    for number, place in enumerate(written[::9]):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << number % 8
+        broken.append(bytes(flipped))
+    for content in broken:
+        file.path.write_bytes(content)
+        found = _loaded(tmp_path)
+        assert found.keys() <= {"h0"}
+        assert all(one in stored for one in found.get("h0", []))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE resources SET revision = revision + 1 WHERE id = 'port-1'",
+        "UPDATE resources SET revision = revision + 1 WHERE hash IS NULL",
+        "UPDATE resources SET id = 'other' WHERE id = 'port-1'",
+        "DELETE FROM resources WHERE hash IS NULL",
+        "UPDATE payloads SET payload = x'00'",
+        "UPDATE streams SET topic = 'other'",
+        "UPDATE streams SET position = x'00'",
+        "UPDATE streams SET sequence = sequence + 1",
+        "UPDATE streams SET host = 'h1'",
+    ],
+)
+def test_a_stream_that_is_not_as_it_was_written_is_forgotten(tmp_path: Path, change: str) -> None:
+    file = opened(tmp_path)
+    update = Update("h0", STREAM, head(1, *HELD), True, [*HELD, *DEAD])
+    file.write([update])
+    file.close()
+    connection = sqlite3.connect(file.path)
+    connection.execute(change)
+    connection.commit()
+    connection.close()
+    file = opened(tmp_path)
+    assert file.load() == {}
+    file.write([update])
+    assert len(file.load()["h0"][0].resources) == len(HELD) + len(DEAD)
+    file.close()
+
+
 @pytest.mark.parametrize(("region", "hosts"), [("another", HOSTS), ("region", ["h0", "h2"])])
 def test_a_file_of_another_region_or_other_hosts_is_set_aside(
     tmp_path: Path, region: str, hosts: list[str]
@@ -313,14 +378,17 @@ def test_a_fleet_whose_position_is_gone_reads_the_checkpoint(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("disk is full"), OverflowError("too large"), MemoryError()]
+)
 def test_a_batch_that_cannot_be_written_is_written_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     async def scenario() -> None:
         rig = FleetRig()
         feed(rig)
         file = opened(tmp_path)
-        write, failures = file.write, [sqlite3.OperationalError("disk is full")] * 3
+        write, failures = file.write, [error] * 3
 
         def failing(updates: list[Update]) -> None:
             if failures:

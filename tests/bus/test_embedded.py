@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,9 +17,15 @@ from goalstate.bus.base import EARLIEST
 from goalstate.bus.brokers import Broker
 from goalstate.bus.conformance import until
 from goalstate.bus.embedded import EmbeddedBus, wire
-from goalstate.bus.embedded.server import Server
+from goalstate.bus.embedded.server import Server, _Connection, _Producer
 from goalstate.bus.embedded.store import Store
-from goalstate.bus.errors import BrokerUnreachable, BusClosed, PositionGone
+from goalstate.bus.errors import (
+    BrokerUnreachable,
+    BusClosed,
+    BusError,
+    PositionGone,
+    ProducerFenced,
+)
 
 
 def filled(directory: Path) -> dict[str, list[bytes]]:
@@ -67,6 +73,68 @@ def test_a_damaged_entry_ends_the_log_there(tmp_path: Path) -> None:
     assert store.torn > 0
     assert store.logs["ü"] == logs["ü"][:-1]
     store.close()
+
+
+def test_a_store_remembers_the_newest_claim_to_each_topic(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.claim("ü", 2)
+    store.append("ü", b"record")
+    store.claim("ü", 3)
+    store.claim("b", 2)
+    store.close()
+    whole = (tmp_path / "log").read_bytes()
+    again = Store(tmp_path)
+    assert (again.claims, again.torn) == ({"ü": 3, "b": 2}, 0)
+    assert again.logs == {"ü": [wire.with_length(b"record")]}
+    again.close()
+    (tmp_path / "log").write_bytes(whole[:-1])
+    torn = Store(tmp_path)
+    assert torn.claims == {"ü": 3}
+    torn.close()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("restarted", [True, False])
+def test_whoever_was_thrown_out_is_refused_though_it_comes_back_first(
+    tmp_path: Path, exclusive: bool, restarted: bool
+) -> None:
+    def claim(
+        server: Server, token: str, exclusive: bool, take_over: bool = False, epoch: int = 0
+    ) -> _Producer:
+        nobody = cast(_Connection, None)
+        producer = _Producer(
+            nobody, 1, "t", token=token, exclusive=exclusive, take_over=take_over, epoch=epoch
+        )
+        server.claim(producer)
+        return producer
+
+    server = Server(Store(tmp_path))
+    first = claim(server, "first", exclusive)
+    second = claim(server, "second", True, take_over=True)
+    server.release(second)
+    if restarted:
+        server.store.close()
+        server = Server(Store(tmp_path))
+    with pytest.raises(ProducerFenced, match="took the topic over"):
+        claim(server, "first", exclusive, epoch=first.epoch)
+    back = claim(server, "second", True, epoch=second.epoch)
+    assert back.epoch == second.epoch
+    with pytest.raises(ProducerFenced, match="took the topic over"):
+        claim(server, "first", exclusive, epoch=first.epoch)
+    server.release(back)
+    third = claim(server, "third", True)
+    assert third.epoch > second.epoch
+    server.store.close()
+
+
+def test_a_topic_needs_a_name(embedded_broker: Broker) -> None:
+    async def scenario() -> None:
+        bus = await EmbeddedBus.connect(embedded_broker.url)
+        with pytest.raises(BusError, match="without a name"):
+            await bus.open_producer("")
+        await bus.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_store_is_open_once(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class EmbeddedProducer:
         self._token = secrets.token_hex(8)
         self._exclusive = exclusive
         self._take_over = take_over
-        #: Which one in the row of the topic's exclusive producers it is; 0: not told yet.
+        #: By what the broker tells whether somebody had the topic since; 0: not told yet.
         self.epoch = 0
         self.number = number
         #: Set when it lost its topic while it was away.
@@ -427,7 +427,7 @@ class EmbeddedBus:
         # All at once: one after the other, many would not be done within the bound.
         await asyncio.gather(
             *[self._reopen_reader(one) for one in self._readers.values() if one.opened],
-            *[self._reopen_producer(one) for one in self._producers.values()],
+            *[self._reopen_producer(one) for one in self._producers.values() if not one.fenced],
         )
         for frame, answer, _ in self._sends.values():
             if not answer.done():

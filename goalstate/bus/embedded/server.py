@@ -9,8 +9,9 @@ Laws:
 3.  The readers of one connection are served in turn, a bounded piece at a time.
 4.  What a connection held (readers, exclusive topics) is free once it is gone. A producer that
     comes back with its token takes its topic over from its former self. Exclusive producers of a
-    topic are numbered; one that comes back after a later one had the topic is refused, also when
-    the later one is gone, and of those that come back after the broker's restart the last wins.
+    topic are numbered, and the newest number is in the file before its producer hears it; one that
+    comes back after a later one had the topic is refused, also when the later one is gone, and
+    also after the broker's restart.
 5.  When the file cannot be written, nothing is answered or delivered any more: memory is then
     ahead of the file. The server has ended, and `failure` says why.
 """
@@ -65,7 +66,8 @@ class _Producer:
         self.token = token
         self.exclusive = exclusive
         self.take_over = take_over
-        #: Its number among the topic's exclusive producers; 0: it is new.
+        #: Its number among the topic's exclusive producers, or, of another one, that of the newest
+        #: of them when it opened (1: there was none); 0: it is new.
         self.epoch = epoch
 
 
@@ -76,8 +78,6 @@ class Server:
         self.store = store
         self.readers: dict[str, dict[_Reader, None]] = {}
         self.producers: dict[str, dict[str, _Producer]] = {}
-        #: Topic → the newest of its exclusive producers.
-        self.epochs: dict[str, int] = {}
         #: Set when the server is to end, or has ended by itself.
         self.ended = asyncio.Event()
         #: Why it has ended by itself.
@@ -111,16 +111,18 @@ class Server:
     def claim(self, producer: _Producer) -> None:
         """Raises ProducerFenced."""
         holders = self.producers.setdefault(producer.topic, {})
-        newest = self.epochs.get(producer.topic, 0)
+        newest = self.store.claims.get(producer.topic, 1)
         if producer.epoch and producer.epoch < newest:
             raise ProducerFenced(f"{producer.topic}: another producer took the topic over")
-        if producer.take_over or producer.epoch > newest:
+        if producer.take_over or (producer.exclusive and producer.epoch > newest):
             holders.clear()
         holders.pop(producer.token, None)
         if holders and (producer.exclusive or any(one.exclusive for one in holders.values())):
             raise ProducerFenced(f"{producer.topic}: another producer holds the topic")
-        if producer.exclusive:
-            producer.epoch = self.epochs[producer.topic] = producer.epoch or newest + 1
+        if not producer.epoch:
+            producer.epoch = newest + 1 if producer.exclusive else newest
+        if producer.exclusive and producer.epoch > newest:
+            self.store.claim(producer.topic, producer.epoch)
         holders[producer.token] = producer
 
     def release(self, producer: _Producer) -> None:
@@ -264,10 +266,13 @@ class _Connection(asyncio.Protocol):
         return {}
 
     def _open_producer(self, call: dict[str, Any]) -> dict[str, Any]:
+        topic = str(call["topic"])
+        if not topic:
+            raise BusError("a topic without a name")
         producer = _Producer(
             self,
             int(call["producer"]),
-            str(call["topic"]),
+            topic,
             token=str(call["token"]),
             exclusive=bool(call["exclusive"]),
             take_over=bool(call["exclusive"] and call["take_over"]),
