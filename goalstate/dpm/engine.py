@@ -307,7 +307,7 @@ class Engine:
             policy=self._checkpoint_policy,
             newest=replay.checkpoints,
             lock=self._lock,
-            durable=self._durable,
+            durable=self.durable,
             clock_ns=self._clock_ns,
             metrics=self._metrics,
         )
@@ -542,7 +542,7 @@ class Engine:
         if was_serving:  # not once it stops
             self._go_on(self._lost_the_log(error))
 
-    async def _durable(self) -> None:
+    async def durable(self) -> None:
         """Wait until all that was accepted so far is in the log. Raises NotServing."""
         if self._appended:
             # Shielded: others wait for it too.
