@@ -2,7 +2,7 @@
 #
 #   PYTHON=…   the Python to make .venv with (3.11 or newer); without it one is looked for
 #   VENV=…     where the environment is; .venv unless said
-#   ARGS=…     passed to the command behind demo, test and bench
+#   ARGS=…     passed to the command behind the target
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -86,6 +86,10 @@ bench: dev-environment ## measurements beside the plain Pulsar client, on the sa
 .PHONY: fuzz
 fuzz: dev-environment ## every reader of foreign bytes, a minute each; ARGS="--target yaml --seconds 600"
 	@$(BIN)/python -m fuzz $(ARGS)
+
+.PHONY: chaos
+chaos: run-environment ## kill and cut off every part under load, 10 minutes; ARGS="--seed 7 --minutes 2"
+	@$(BIN)/goalstate chaos $(ARGS)
 
 .PHONY: lock
 lock: dev-environment ## the lock files from pyproject.toml; ARGS=--upgrade for newest versions

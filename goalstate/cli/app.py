@@ -137,6 +137,7 @@ for command in (
     commands.convert,
     commands.generate,
     commands.simulate_faults,
+    commands.chaos,
 ):
     app.command()(command)
 for group, (title, members) in _GROUPS.items():

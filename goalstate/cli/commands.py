@@ -302,6 +302,41 @@ def simulate_faults(
     end(simulation.simulate_faults(seed, runs, only, tries, transcript, Output(json), jobs=jobs))
 
 
+def chaos(
+    seed: Annotated[int, typer.Option(help="Of the plan of faults, and of the changes.")] = 1,
+    minutes: Annotated[float, typer.Option(min=0.1, max=120, help="How long things fail.")] = 10,
+    hosts: Annotated[int, typer.Option(min=2, help="Hosts of the fleet.")] = 500,
+    ports: Annotated[int, typer.Option(min=20, help="Ports, about.")] = 20_000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Accepted changes a second.")] = 100,
+    broker: Annotated[str, typer.Option(help="apache or embedded; it is started.")] = "apache",
+    agents: Annotated[int, typer.Option(min=1, help="Agent processes.")] = 5,
+    directory: Annotated[
+        Path | None, typer.Option(help="For transcript and logs; stays. Else a temporary one.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the result here, as JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Kill, stop and cut off each part of a region under load, and check that nothing is lost.
+
+    Broker, two DPMs and the agents run as processes, each behind a proxy. At the end every host is
+    compared with what the client was told; a temporary directory stays if anything did not hold.
+    """
+    from goalstate.cli import chaos as room
+    from goalstate.cli.servers import explained
+
+    settings = {
+        "seed": seed,
+        "seconds": 60 * minutes,
+        "hosts": hosts,
+        "ports": ports,
+        "rate": rate,
+        "broker": broker,
+        "agents": agents,
+    }
+    with explained(broker):
+        end(room.chaos(settings, directory, report, Output(json)))
+
+
 def _wanted(timeout: float, quorum: float) -> Any:
     from goalstate.cli import convergence
 

@@ -29,7 +29,7 @@ _LOOK_S = 0.5
 def demo(broker: str, hosts: int, vpcs: str, seed: int, keep: bool, out: Output) -> ExitCode:
     from goalstate.cli.demo import demo as run
 
-    with _ended_alike(), _explained(broker):
+    with _ended_alike(), explained(broker):
         return run(broker=broker, hosts=hosts, vpcs=vpcs, seed=seed, keep=keep, out=out)
 
 
@@ -53,7 +53,7 @@ def broker(
     try:
         with (
             _ended_alike(),
-            _explained(url or kind),
+            explained(url or kind),
             brokers.find(
                 kind,  # type: ignore[arg-type]
                 url=url,
@@ -118,7 +118,7 @@ def dpm(file: Path | None, **flags: Any) -> ExitCode:
     from goalstate.dpm.errors import DpmError
 
     config = _configuration(DpmConfig, file, flags)
-    with _explained(config.broker):
+    with explained(config.broker):
         try:
             main(config)
         except DpmError as error:
@@ -131,7 +131,7 @@ def agent(file: Path | None, **flags: Any) -> ExitCode:
     from goalstate.agent.config import AgentConfig
 
     config = _configuration(AgentConfig, file, flags)
-    with _explained(config.broker or "none"):
+    with explained(config.broker or "none"):
         main(config)
     return ExitCode.OK
 
@@ -161,7 +161,7 @@ def _configuration(model: Any, file: Path | None, flags: Mapping[str, Any]) -> A
 
 
 @contextmanager
-def _explained(broker: str) -> Iterator[None]:
+def explained(broker: str) -> Iterator[None]:
     try:
         yield
     except BrokerUnreachable as error:

@@ -306,7 +306,7 @@ class Engine:
             s: at.mark for s, at in core.streams.items() if at.channel is Channel.SESSION
         }
         builder = CheckpointBuilder(
-            core, lock=self._lock, durable=self._durable, clock_ns=self._clock_ns
+            core, lock=self._lock, durable=self.durable, clock_ns=self._clock_ns
         )
         sessions = Sessions(
             Rings(on_sessions), builder.build, clock_ns=self._clock_ns, sent=self._metrics.sent
@@ -331,7 +331,7 @@ class Engine:
             policy=self._checkpoint_policy,
             newest=replay.checkpoints,
             lock=self._lock,
-            durable=self._durable,
+            durable=self.durable,
             clock_ns=self._clock_ns,
             metrics=self._metrics,
         )
@@ -585,7 +585,7 @@ class Engine:
         if was_serving:  # not once it stops
             self._go_on(self._lost_the_log(error))
 
-    async def _durable(self) -> None:
+    async def durable(self) -> None:
         """Wait until all that was accepted so far is in the log. Raises NotServing."""
         if self._appended:
             # Shielded: others wait for it too.

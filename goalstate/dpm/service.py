@@ -328,6 +328,11 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             await abort_unavailable(context, self._engine, error)
         async with self._engine.lock:
             pieces = self._pieces(request)
+        try:
+            # What is accepted in memory only may be lost: who was told of it would be told wrong.
+            await self._engine.durable()
+        except NotServing as error:
+            await abort_unavailable(context, self._engine, error)
         if not pieces and request.id:
             kind = ObjectKind(request.kind).word if request.kind else "object"
             await abort(context, grpc.StatusCode.NOT_FOUND, f"there is no {kind} {request.id!r}")

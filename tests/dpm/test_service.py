@@ -634,6 +634,27 @@ def test_the_accepted_intent_is_given_back_in_pieces(monkeypatch: pytest.MonkeyP
     play(scenario)
 
 
+def test_an_intent_is_not_given_back_before_it_is_durable() -> None:
+    async def scenario(one: Served) -> None:
+        hosts, *_ = build()
+        log = one.region.topics.intent_log
+        one.region.cut(Wire.HELD, log)
+        accepted = asyncio.ensure_future(one.apply(hosts))
+        await until(lambda: one.region.held, "it is on its way into the log")
+        asked = asyncio.ensure_future(intent(one))
+        while not (await one.status()).objects["host"]:
+            pass
+        await one.status()  # was asked later, and is answered
+        assert not asked.done()
+        assert not accepted.done()
+        one.region.mend()
+        one.region.release()
+        assert list((await asked)[0].hosts) == sorted(hosts.hosts)
+        await accepted
+
+    play(scenario)
+
+
 def test_the_intent_of_a_vpc_of_a_kind_or_of_one_object_is_given_alone() -> None:
     async def scenario(one: Served) -> None:
         await one.apply(*build())
