@@ -153,9 +153,10 @@ def grpc_server(
     *interceptors: grpc.aio.ServerInterceptor,
     calls: int = MAX_CALLS,
 ) -> grpc.aio.Server:
-    """A server with our limits. Must be called with the event loop running.
+    """A server with our limits; the interceptors see no request that cannot be read.
 
-    `calls`: of one connection at a time; a client lets more of them wait.
+    Must be called with the event loop running. `calls`: of one connection at a time; a client lets
+    more of them wait.
     """
     return grpc.aio.server(
         interceptors=[_RefuseUnreadable(), *interceptors],

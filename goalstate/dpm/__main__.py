@@ -2,6 +2,7 @@
 
 gRPC clients ──▶ NorthboundService ──▶ Engine ──▶ Core            (pure)
 agents ◀───────▶ SessionService ◀──────▶│  ├────▶ Convergence     (pure)
+       Forwarding ──▶ another publisher │  │
                  reports topics ────────┘  ├────▶ IntentLog ─┐
                       Sessions ◀─ Router ◀─┼────▶ Publisher ─┴──▶ Bus ──▶ broker
                                            └────▶ snapshot_process ─────────▲
@@ -31,6 +32,7 @@ from goalstate.dpm.checkpoints import CheckpointPolicy
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.convergence import Lease, Why
 from goalstate.dpm.engine import Engine
+from goalstate.dpm.forwarding import Forwarding
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.service import NorthboundService, ShedEarly
 from goalstate.dpm.session_service import SessionService
@@ -118,7 +120,8 @@ async def run(
         # Another process cannot reach a bus that is given.
         snapshot_writer=partial(write_in_process, snapshot_task) if own_bus else None,
     )
-    server = grpc_server(config.max_intent_bytes, ShedEarly(engine))
+    forwarding = Forwarding(engine, metrics)
+    server = grpc_server(config.max_intent_bytes, forwarding, ShedEarly(engine))
     api_grpc.add_DataPlaneManagerServicer_to_server(
         NorthboundService(engine, metrics, broker=config.broker), server
     )
@@ -156,6 +159,7 @@ async def run(
             await asyncio.to_thread(http[0].shutdown)  # takes up to half a second
             http[0].server_close()
         await server.stop(0)
+        await forwarding.close()
         await engine.stop()
         if own_bus:
             await bus.close()

@@ -23,6 +23,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=r,
         )
+        self.forwarded = Counter(
+            "goalstate_dpm_forwarded",
+            "Calls passed on to the publisher that serves, by the status that they ended with.",
+            ["code"],
+            registry=r,
+        )
         self.published_messages = Counter(
             "goalstate_dpm_published_messages", "Messages sent.", ["scope"], registry=r
         )

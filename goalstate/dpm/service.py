@@ -40,7 +40,8 @@ TEXT_CHARACTERS = 600
 PIECE_OBJECTS = 2000
 MAX_WAIT_S = 24 * 3600.0
 
-#: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
+#: Metadata of an UNAVAILABLE that a publisher says: where the one is that serves the region, empty
+#: if it does not know. An UNAVAILABLE without it says that no publisher answered.
 ACTIVE_ADDRESS = "goalstate-active-address"
 
 #: Metadata of a RESOURCE_EXHAUSTED: milliseconds after which to try again. Clients of gRPC with a
@@ -381,8 +382,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
 async def abort_unavailable(context: Context, engine: Engine, error: NotServing) -> NoReturn:
     """Answer UNAVAILABLE, and say who serves where that is known."""
     active = engine.active
-    if active is not None and active.address:
-        context.set_trailing_metadata(((ACTIVE_ADDRESS, active.address),))
+    address = active.address if active is not None else ""
+    context.set_trailing_metadata(((ACTIVE_ADDRESS, address),))
     await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
 

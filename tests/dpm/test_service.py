@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from goalstate.dpm.__main__ import SERVICE, run
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.errors import LogUnreadable
+from goalstate.dpm.forwarding import FORWARDED_BY
 from goalstate.dpm.service import RETRY_AFTER
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port, Vpc
@@ -36,7 +37,7 @@ from goalstate.gs.streams import Mark, StreamId, inbox_stream, vpc_stream
 from goalstate.gs.topics import Topics
 from goalstate.process import StartError, clock_id
 from tests.dpm.test_engine import append, host_report
-from tests.dpm.test_path_independence import HOSTS, RACKS, build, host, network, port
+from tests.dpm.test_path_independence import HOSTS, RACKS, build, host, port
 from tests.dpm.wires import Region, Wire, until
 
 CODES = grpc.StatusCode
@@ -812,18 +813,19 @@ def test_a_busy_port_is_said_and_costs_no_epoch(port_of: str) -> None:
     asyncio.run(main())
 
 
-def test_a_second_publisher_stands_by_and_says_who_serves() -> None:
+def test_a_second_publisher_stands_by_and_says_to_another_who_serves() -> None:
     async def main() -> None:
         region = Region()
         async with served(region, writer="one") as one, served(region, writer="two") as two:
             await one.apply(HOSTS)
             address = one.facts["listen"]
+            asked = {"metadata": [(FORWARDED_BY, "three:1")], "timeout": BOUND}
             for call in (
-                two.apply(network(1)),
-                two.stub.ApplyStream(iter([api.ApplyRequest()])),
-                two.stub.Wait(api.WaitRequest(all=True)),
-                two.stub.Watch(api.WaitRequest(all=True)),
-                two.stub.GetIntent(api.GetIntentRequest()),
+                two.stub.Apply(api.ApplyRequest(), **asked),
+                two.stub.ApplyStream(iter([api.ApplyRequest()]), **asked),
+                two.stub.Wait(api.WaitRequest(all=True), **asked),
+                two.stub.Watch(api.WaitRequest(all=True), **asked),
+                two.stub.GetIntent(api.GetIntentRequest(), **asked),
             ):
                 error = await error_of(call)
                 assert error.code() is grpc.StatusCode.UNAVAILABLE

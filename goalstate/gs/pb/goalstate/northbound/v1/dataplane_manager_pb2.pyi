@@ -437,16 +437,20 @@ class StatusReply(_message.Message):
         UNKNOWN: StatusReply._Role.ValueType  # 0
         ACTIVE: StatusReply._Role.ValueType  # 1
         STANDBY: StatusReply._Role.ValueType  # 2
-        """Follows the log, and takes over when the active one is gone. All calls but this one are
-        answered with UNAVAILABLE, and the metadata goalstate-active-address where that is known.
+        """Follows the log, and takes over when the active one is gone. All calls but this one are passed
+        on to that. While it cannot be reached or is not known, and where the call's metadata has
+        goalstate-forwarded-by, the answer is UNAVAILABLE, with its address in the trailing metadata
+        goalstate-active-address (empty: not known).
         """
 
     class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
     UNKNOWN: StatusReply.Role.ValueType  # 0
     ACTIVE: StatusReply.Role.ValueType  # 1
     STANDBY: StatusReply.Role.ValueType  # 2
-    """Follows the log, and takes over when the active one is gone. All calls but this one are
-    answered with UNAVAILABLE, and the metadata goalstate-active-address where that is known.
+    """Follows the log, and takes over when the active one is gone. All calls but this one are passed
+    on to that. While it cannot be reached or is not known, and where the call's metadata has
+    goalstate-forwarded-by, the answer is UNAVAILABLE, with its address in the trailing metadata
+    goalstate-active-address (empty: not known).
     """
 
     @_typing.final

@@ -1,0 +1,252 @@
+"""Passing a call on to the publisher that serves the region, where this one stands by.
+
+    client ──▶ this publisher ─┬─ serves ──▶ NorthboundService
+                               └─ stands by ──▶ the one that serves ──▶ its NorthboundService
+
+Laws:
+
+1.  What is passed on is answered as if the client had called the other one: metadata, deadline and
+    cancellation reach that; answers, status, its details and the trailing metadata are that one's.
+2.  A call is passed on once. A mark in its metadata says by whom; whoever gets a marked one answers
+    by itself, with UNAVAILABLE if it does not serve either. So there are no loops.
+3.  No answer lies about what was done, and nothing is sent twice. Nothing is sent before there is a
+    connection, so what fails for want of one was not done. Where no answer comes, since the other
+    one is gone, or another one serves meanwhile, the error says that it may have been done.
+4.  Requests of a stream are passed on one by one, each when the one before it is answered, as the
+    service itself takes them: when a stream breaks, at most one of them is in doubt.
+5.  What is asked of this very publisher (GetStatus) is answered by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import grpc
+import structlog
+
+from goalstate.dpm.engine import Engine
+from goalstate.dpm.metrics import Metrics
+from goalstate.dpm.service import ACTIVE_ADDRESS, Context
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
+from goalstate.process import MAX_GRPC_BYTES
+
+log = structlog.get_logger()
+
+#: Metadata of a call that was passed on: by whom. A client that sets it is answered where it asks.
+FORWARDED_BY = "goalstate-forwarded-by"
+#: Seconds within which the other one must be connected to.
+CONNECT_S = 2.0
+#: Seconds between two looks at whether those that calls went to still serve.
+LOOK_S = 1.0
+
+_SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
+_OWN = frozenset({"GetStatus"})
+#: Metadata that belongs to one connection.
+_OF_TRANSPORT = re.compile(r"grpc-|:|(user-agent|content-type|te)$")
+#: What gRPC itself says where no answer comes.
+_NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
+    ("grpc.max_send_message_length", MAX_GRPC_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+_Connectivity = grpc.ChannelConnectivity
+
+
+class _Peer:
+    """The channel to another publisher, and what is under way on it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.calls: set[Any] = set()
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+    async def connected(self) -> bool:
+        """Does it answer? Waits for that, CONNECT_S at the longest."""
+        state = self._channel.get_state(try_to_connect=True)
+        with suppress(TimeoutError, grpc.aio.UsageError):  # or it was closed meanwhile
+            async with asyncio.timeout(CONNECT_S):
+                while state in (_Connectivity.IDLE, _Connectivity.CONNECTING):
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        return state is _Connectivity.READY
+
+    def call(self, method: str, **more: Any) -> Any:
+        """On the wire every call is a stream each way, whatever the ends make of it."""
+        call = self._channel.stream_stream(method)(**more)
+        self.calls.add(call)
+        call.add_done_callback(self.calls.discard)
+        return call
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        for call in list(self.calls):
+            call.cancel()
+        await self._channel.close()
+
+
+class _Way(NamedTuple):
+    """Where a call goes, and why it is not answered here."""
+
+    peer: _Peer
+    problem: str
+
+
+class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Answers the northbound service's calls with the answers of the publisher that serves.
+
+    `close` once the server has stopped.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._peers: dict[str, _Peer] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        for peer in self._peers.values():
+            await peer.close()
+        self._peers.clear()
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        service, _, name = details.method.rpartition("/")
+        if handler is None or service != f"/{_SERVICE}" or name in _OWN:
+            return handler
+
+        def serialize(reply: Any) -> bytes:
+            return reply if isinstance(reply, bytes) else handler.response_serializer(reply)
+
+        async def unary_unary(request: Any, context: Context) -> Any:
+            way = self._way(context)
+            if way is None:
+                return await handler.unary_unary(request, context)
+            replies = self._passed_on(way, details.method, _only(request), context)
+            return [reply async for reply in replies][-1]
+
+        async def unary_stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            way = self._way(context)
+            if way is None:
+                replies = handler.unary_stream(request, context)
+            else:
+                replies = self._passed_on(way, details.method, _only(request), context)
+            async for reply in replies:
+                yield reply
+
+        async def stream_stream(requests: Any, context: Context) -> AsyncIterator[Any]:
+            way = self._way(context)
+            if way is None:
+                replies = handler.stream_stream(requests, context)
+            else:
+                replies = self._passed_on(way, details.method, requests, context, by_turns=True)
+            async for reply in replies:
+                yield reply
+
+        return handler._replace(
+            response_serializer=serialize,
+            unary_unary=handler.unary_unary and unary_unary,
+            unary_stream=handler.unary_stream and unary_stream,
+            stream_stream=handler.stream_stream and stream_stream,
+        )
+
+    def _way(self, context: Context) -> _Way | None:
+        """Where to pass a call on; None: it is to be answered here."""
+        engine, active = self._engine, self._engine.active
+        if engine.serving or active is None or active.address in ("", engine.address):
+            return None
+        if any(key == FORWARDED_BY for key, _ in context.invocation_metadata() or ()):
+            return None
+        if active.address not in self._peers:
+            self._peers[active.address] = _Peer(active.address)
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(self._look())
+        return _Way(
+            self._peers[active.address],
+            f"the publisher is not serving just now: {engine.problem}",
+        )
+
+    async def _passed_on(
+        self,
+        way: _Way,
+        method: str,
+        requests: AsyncIterator[Any],
+        context: Context,
+        *,
+        by_turns: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """The other one's answers; then the call has ended as it did there."""
+        if not await way.peer.connected():
+            await self._abort(context, way, "nobody answers there, and nothing was done")
+        call = way.peer.call(
+            method,
+            timeout=context.time_remaining(),
+            metadata=(
+                *_passed(context.invocation_metadata() or ()),
+                (FORWARDED_BY, self._engine.address),
+            ),
+        )
+        try:
+            replies = aiter(call)
+            async for request in requests:
+                await call.write(request.SerializeToString())
+                if by_turns:
+                    yield await anext(replies)
+            await call.done_writing()
+            async for reply in replies:
+                yield reply
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StopAsyncIteration):
+            pass  # it has ended there; how, is asked below
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the client is gone
+        finally:
+            call.cancel()  # unless it has ended
+        await self._end_alike(call, context, way)
+
+    async def _end_alike(self, call: Any, context: Context, way: _Way) -> None:
+        code, trailing = await call.code(), tuple(await call.trailing_metadata() or ())
+        said = await call.details()
+        if code in _NO_ANSWER and all(key != ACTIVE_ADDRESS for key, _ in trailing):
+            why = f"no answer came from there ({said}), and what was asked for may have been done"
+            await self._abort(context, way, why)
+        self._metrics.forwarded.labels(code=code.name).inc()
+        if code is grpc.StatusCode.OK:
+            context.set_trailing_metadata(trailing)
+        else:
+            await context.abort(code, said, trailing)
+
+    async def _abort(self, context: Context, way: _Way, why: str) -> None:
+        code = grpc.StatusCode.UNAVAILABLE
+        self._metrics.forwarded.labels(code=code.name).inc()
+        trailing = ((ACTIVE_ADDRESS, way.peer.address),)
+        await context.abort(code, f"{way.problem}; {why}", trailing)
+
+    async def _look(self) -> None:
+        """End what is under way to one that does not serve any more: it may never be answered."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            active = self._engine.active
+            if active is None:
+                continue
+            for address in self._peers.keys() - {active.address}:
+                log.info("does not serve any more", address=address, serves=active.writer)
+                await self._peers.pop(address).close()
+
+
+async def _only(request: Any) -> AsyncIterator[Any]:
+    yield request
+
+
+def _passed(metadata: Any) -> list[tuple[str, str | bytes]]:
+    return [(key, value) for key, value in metadata if not _OF_TRANSPORT.match(key)]
