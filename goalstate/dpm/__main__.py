@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -211,7 +210,7 @@ async def _keep_gauges(
 
 
 def _set_gauges(engine: Engine, metrics: Metrics) -> None:
-    now = time.time_ns()
+    now = engine.steady_ns()
     for kind, count in engine.core.desired.counts().items():
         metrics.objects.labels(kind=kind.name.lower()).set(count)
     hosts = {host.id for host in engine.core.desired.objects(ObjectKind.HOST)}

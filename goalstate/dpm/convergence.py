@@ -11,6 +11,8 @@ Laws:
 3.  A host that no longer follows a stream is not waited for on it.
 4.  What a host holds of a stream at its head is compared with what was published, by the digest in
     each of its reports. A difference is an exception as those that it reports, until it is gone.
+    A host that says that it is beyond the head has applied nothing that counts: it holds what
+    somebody else published, or its state is broken.
 5.  A report costs the work of its host and of the waits that it is in, not of all hosts.
 """
 
@@ -35,6 +37,7 @@ Concern = tuple[StreamId, Mark, frozenset[str]]
 MAX_LEASE_S = 30 * 24 * 3600.0
 
 
+_ENDLESS = Mark(1 << 64, 0)
 #: A revocation that was not.
 _NEVER = (ORIGIN, 0, 0)
 
@@ -184,27 +187,36 @@ class Convergence:
         self,
         follows: Callable[[str, StreamId], bool],
         digest_at: Callable[[str, StreamId, Mark], int | None] = lambda host, stream, mark: None,
+        head: Callable[[StreamId], Mark] = lambda stream: _ENDLESS,
     ) -> None:
-        """`digest_at`: of what a host is to hold of a stream at a mark, where that is known."""
+        """`digest_at`: of what a host is to hold of a stream at a mark, where that is known.
+        `head`: the mark that a stream is at."""
         self.hosts: dict[str, HostView] = {}
         self._follows = follows
         self._digest_at = digest_at
+        self._head = head
         self._waits: dict[str, set[Wait]] = {}
 
     # --- reports ---
 
     def report(
-        self, report: agent_pb2.HostReport, now_ns: int, same_clock: bool = True
+        self,
+        report: agent_pb2.HostReport,
+        now_ns: int,
+        same_clock: bool = True,
+        steady_ns: int | None = None,
     ) -> set[Wait]:
         """Take one host's report in; returns the waits that it moved.
 
-        `now_ns`: when it was received. `same_clock`: the host's times are by the same clock as
-        ours; if not, the time of receipt stands for the time of application, which can only make
-        a latency longer. Raises ValueError when a stream's name, a kind or the lease is none.
+        `now_ns`: when it was received; `steady_ns`: the same by a clock that nobody sets, by which
+        leases run (None: `now_ns` is by such a one). `same_clock`: the host's times are by the
+        same clock as ours; if not, the time of receipt stands for that of application, which can
+        only make a latency longer. Raises ValueError when a stream's name, a kind or the lease is none.
         """
+        steady_ns = now_ns if steady_ns is None else steady_ns
         view = self.hosts.get(report.host) or HostView()
         # Of two agents that play one host the newer is believed, as long as it lives.
-        older = report.incarnation < view.incarnation and now_ns > view.lease_until_ns
+        older = report.incarnation < view.incarnation and steady_ns > view.lease_until_ns
         if not older and (report.incarnation, report.number) <= (view.incarnation, view.number):
             return set()
         streams = [
@@ -234,7 +246,8 @@ class Convergence:
         if not 0 <= report.lease_s <= MAX_LEASE_S:
             raise ValueError(f"a lease of {report.lease_s:g} s is none")
         self.hosts[report.host] = view
-        if report.full or report.incarnation != view.incarnation:
+        lost = report.number != view.number + 1  # and with it, perhaps, that a stream was dropped
+        if report.full or lost or report.incarnation != view.incarnation:
             view.applied, view.drifted = {}, {}
         if report.full:
             view.formats, view.proxied = tuple(report.formats), report.proxied
@@ -254,8 +267,8 @@ class Convergence:
             self._compare(report.host, view, stream, mark, told.digest)
         view.exceptions = exceptions + [found for _, found in view.drifted.values()]
         view.incarnation, view.number = report.incarnation, report.number
-        view.lease_until_ns = now_ns + int(report.lease_s * 1e9)
-        view.reported_ns = now_ns
+        view.lease_until_ns = steady_ns + int(report.lease_s * 1e9)
+        view.reported_ns = steady_ns
         view.inspection_address = report.inspection_address
         view.same_clock = same_clock
         moved = {w for w in self._waits.get(report.host, ()) if self._settle(w, report.host)}
@@ -287,11 +300,11 @@ class Convergence:
             if found.mark != mark or expected == digest:
                 del view.drifted[stream]
 
-    def lease(self, host: str, now_ns: int) -> Lease:
+    def lease(self, host: str, steady_ns: int) -> Lease:
         view = self.hosts.get(host)
         if view is None:
             return Lease.NEVER_REPORTED
-        return Lease.LIVE if now_ns <= view.lease_until_ns else Lease.EXPIRED
+        return Lease.LIVE if steady_ns <= view.lease_until_ns else Lease.EXPIRED
 
     def forget(self, host: str) -> None:
         """The host is no longer part of the region."""
@@ -322,7 +335,7 @@ class Convergence:
         for host in wait.missing:
             self._forget(wait, host)
 
-    def progress(self, wait: Wait, now_ns: int, max_stragglers: int = 20) -> Progress:
+    def progress(self, wait: Wait, steady_ns: int, max_stragglers: int = 20) -> Progress:
         # Who follows what may have changed without a report.
         for host in list(wait.missing):
             if self._settle(wait, host):
@@ -330,7 +343,7 @@ class Convergence:
         expired: list[str] = []
         behind: list[str] = []
         for host in wait.missing:
-            (expired if self.lease(host, now_ns) is Lease.EXPIRED else behind).append(host)
+            (expired if self.lease(host, steady_ns) is Lease.EXPIRED else behind).append(host)
         hosts = wait.concerned - len(expired)
         applied = wait.concerned - len(wait.missing)
         needed = _needed(wait.quorum, hosts)
@@ -366,6 +379,8 @@ class Convergence:
             if view is None or at < mark:
                 return False
             applied_at = max(applied_at, when)
+            if at > self._head(stream):
+                return False  # nobody published what it says that it has
             if any(e.stream == stream and e.mark <= mark for e in view.exceptions):
                 return False
         del wait.missing[host]
@@ -398,6 +413,11 @@ class Convergence:
             for e in view.exceptions:
                 if e.stream == stream and e.mark <= mark:
                     return Straggler(host, e.why, stream, at, mark, e.resource, e.reason)
+        for (stream, mark), at in zip(wants, reached, strict=True):
+            head = self._head(stream)
+            if at > head:
+                reason = f"AHEAD: it says that it is at {at}, and what was published ends at {head}"
+                return Straggler(host, Why.DRIFT, stream, at, mark, "stream", reason)
         (stream, mark), at = next(
             (want, at) for want, at in zip(wants, reached, strict=True) if at < want[1]
         )

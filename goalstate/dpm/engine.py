@@ -111,6 +111,7 @@ class Engine:
         security_groups_own_stream: bool = False,
         channels: ChannelPolicy = NEVER,
         clock_ns: Callable[[], int] = time.time_ns,
+        steady_ns: Callable[[], int] = time.monotonic_ns,
         snapshots: SnapshotPolicy = SnapshotPolicy(),
         snapshot_writer: Callable[[], Awaitable[None]] | None = None,
         checkpoints: CheckpointPolicy = CheckpointPolicy(),
@@ -126,6 +127,8 @@ class Engine:
         self._bus = bus
         self._clock_id = clock_id
         self._clock_ns = clock_ns
+        #: The clock of leases, in nanoseconds: nobody sets it.
+        self.steady_ns = steady_ns
         self._metrics = metrics
         self._own_stream = security_groups_own_stream
         self._channels = channels
@@ -154,7 +157,7 @@ class Engine:
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
         self._problem = "starting"
-        self.convergence = Convergence(self._follows, self._digest_at)
+        self.convergence = Convergence(self._follows, self._digest_at, self._head)
         # What recovery makes anew:
         self.core = Core(topics, security_groups_own_stream=security_groups_own_stream)
         self._changes: Changes = OrderedDict()
@@ -611,6 +614,10 @@ class Engine:
         # While it is locked, another thread may be half way.
         return None if self._lock.locked() else self.core.digest_at(host, stream, mark)
 
+    def _head(self, stream: StreamId) -> Mark:
+        state = self.core.streams.get(stream)
+        return state.mark if state is not None else ORIGIN
+
     def _on_report(self, message: Message) -> None:
         try:
             report = agent_pb2.Report.FromString(message.payload)
@@ -618,12 +625,12 @@ class Engine:
             log.warning("unreadable report", topic=message.topic, error=str(error))
             self._metrics.reports.labels(result="unreadable").inc()
             return
-        now = self._clock_ns()
+        now, steady = self._clock_ns(), self.steady_ns()
         same_clock = report.clock_id == self._clock_id
         moved: set[Wait] = set()
         for host in report.hosts:
             try:
-                moved |= self.convergence.report(host, now, same_clock)
+                moved |= self.convergence.report(host, now, same_clock, steady)
                 self._metrics.reports.labels(result="taken").inc()
             except ValueError as error:
                 log.warning("bad report", host=host.host, error=str(error))
@@ -660,7 +667,7 @@ class Engine:
                 event.clear()
                 if self._standing_by:
                     raise NotServing(f"the publisher does not serve any more: {self.problem}")
-                progress = self.convergence.progress(wait, self._clock_ns(), max_stragglers)
+                progress = self.convergence.progress(wait, self.steady_ns(), max_stragglers)
                 if on_progress is not None:
                     on_progress(progress)
                 left = deadline - time.monotonic()

@@ -247,7 +247,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
 
     def _status(self, request: api.StatusRequest) -> api.StatusReply:
         vpc_id = request.vpc_id
-        engine, core, now = self._engine, self._engine.core, time.time_ns()
+        engine, core, now = self._engine, self._engine.core, self._engine.steady_ns()
         reply = api.StatusReply(
             writer=engine.writer,
             epoch=core.epoch,

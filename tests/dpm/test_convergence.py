@@ -309,3 +309,34 @@ def test_an_older_agent_is_heard_again_when_the_newer_one_is_gone(
     convergence.report(report("a", 11, {VPC: Mark(1, 7)}, full=True), NOW + 11 * SECOND)
     assert convergence.hosts["a"].applied[VPC][0] == Mark(1, 7)
     assert convergence.lease("a", NOW + 11 * SECOND) is Lease.LIVE
+
+
+def test_after_a_lost_report_only_what_is_told_anew_counts() -> None:
+    # The lost one may have said that the host dropped the stream; since then it came back to it.
+    convergence = Convergence(lambda host, stream: True)
+    convergence.report(report("a", 1, {VPC: Mark(1, 5)}), NOW)
+    convergence.report(report("a", 3, {INBOX: Mark(1, 2)}), NOW)
+    wait = convergence.begin([needs("a")], NOW)
+    assert not convergence.progress(wait, NOW).converged
+    convergence.report(report("a", 4, {VPC: Mark(1, 5), INBOX: Mark(1, 2)}, full=True), NOW)
+    assert convergence.progress(wait, NOW).converged
+
+
+def test_a_host_that_is_ahead_of_what_was_published_has_not_applied_it() -> None:
+    convergence = Convergence(lambda host, stream: True, head=lambda stream: Mark(1, 6))
+    wait = convergence.begin([needs("a")], NOW)
+    convergence.report(report("a", 1, {VPC: Mark(4, 2)}), NOW)
+    (straggler,) = convergence.progress(wait, NOW).stragglers
+    assert (straggler.why, straggler.applied) == (Why.DRIFT, Mark(4, 2))
+    assert "4/2, and what was published ends at 1/6" in straggler.reason
+    convergence.report(report("a", 2, {VPC: Mark(1, 6)}), NOW)
+    assert convergence.progress(wait, NOW).converged
+
+
+def test_a_clock_that_is_set_ends_no_lease() -> None:
+    convergence = Convergence(lambda host, stream: True)
+    convergence.report(report("a", 1, {VPC: Mark(1, 5)}), NOW, steady_ns=SECOND)
+    convergence.report(report("b", 1, {}), NOW, steady_ns=SECOND)
+    convergence.report(report("a", 2, {}), NOW + 600 * SECOND, steady_ns=2 * SECOND)
+    progress = convergence.progress(convergence.begin([needs("a", "b")], NOW), 2 * SECOND)
+    assert (progress.converged, progress.expired) == (False, [])

@@ -66,6 +66,7 @@ def new_engine(
     own_stream: bool = False,
     **more: Any,
 ) -> Engine:
+    clock = clock or Clock()
     return Engine(
         region.bus(writer),
         region.topics,
@@ -73,8 +74,8 @@ def new_engine(
         clock_id=CLOCK_ID,
         metrics=Metrics(),
         security_groups_own_stream=own_stream,
-        clock_ns=clock or Clock(),
-        **more,
+        clock_ns=clock,
+        **{"steady_ns": clock, **more},
     )
 
 

@@ -74,7 +74,7 @@ async def converged(engine: Engine, fleet: Fleet) -> None:
     """Until every host has all; it may be that only its lease of an earlier run has ended."""
 
     def told() -> bool:
-        now = engine._clock_ns()
+        now = engine.steady_ns()
         return all(engine.convergence.lease(host, now) is Lease.LIVE for host in fleet.hosts)
 
     await until(told, "all hosts have reported")

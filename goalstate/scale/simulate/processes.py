@@ -156,6 +156,7 @@ class Process:
             metrics=_METRICS,
             security_groups_own_stream=around.own_stream,
             clock_ns=lambda: around.timeline.now_ns + self.skew_ns,
+            steady_ns=lambda: around.timeline.now_ns,
             snapshots=SnapshotPolicy(),
             checkpoints=CheckpointPolicy(),
         )
