@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
@@ -129,7 +130,8 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def unary_unary(request: Any, context: Context) -> Any:
             way = self._way(context)
-            if way is None:
+            # What was shed before it was read (`service.ShedEarly`) is no message.
+            if way is None or not isinstance(request, Message):
                 return await handler.unary_unary(request, context)
             replies = self._passed_on(way, details.method, _only(request), context)
             return [reply async for reply in replies][-1]

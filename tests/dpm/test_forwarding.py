@@ -283,6 +283,27 @@ def test_a_client_that_goes_away_ends_the_call_at_the_other_one() -> None:
     alone(scenario)
 
 
+def test_what_was_shed_unread_is_not_passed_on() -> None:
+    class Overloaded(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            handler = await continuation(details)
+            return handler._replace(request_deserializer=RuntimeError, unary_unary=shed)
+
+    async def shed(request: Any, context: Any) -> None:
+        assert isinstance(request, RuntimeError)
+        await context.abort(CODES.RESOURCE_EXHAUSTED, "shed")
+
+    async def scenario(rig: Rig) -> None:
+        address = await rig.serve(rig.own, rig.forwarding, Overloaded())
+        async with grpc.aio.insecure_channel(address, options=DIRECTLY) as channel:
+            stub: Any = api_grpc.DataPlaneManagerStub(channel)
+            error = await error_of(stub.Apply(api.ApplyRequest(), timeout=BOUND))
+        assert error.code() is CODES.RESOURCE_EXHAUSTED
+        assert rig.other.intents == 0
+
+    alone(scenario)
+
+
 def test_a_call_that_was_passed_on_is_not_passed_on_again() -> None:
     async def scenario(rig: Rig) -> None:
         rig.own.answers.set()
