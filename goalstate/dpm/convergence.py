@@ -211,7 +211,8 @@ class Convergence:
         `now_ns`: when it was received; `steady_ns`: the same by a clock that nobody sets, by which
         leases run (None: `now_ns` is by such a one). `same_clock`: the host's times are by the
         same clock as ours; if not, the time of receipt stands for that of application, which can
-        only make a latency longer. Raises ValueError when a stream's name, a kind or the lease is none.
+        only make a latency longer. Raises ValueError when a stream's name, a kind or the lease is
+        none.
         """
         steady_ns = now_ns if steady_ns is None else steady_ns
         view = self.hosts.get(report.host) or HostView()
