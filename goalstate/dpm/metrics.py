@@ -29,6 +29,8 @@ class Metrics:
             ["code"],
             registry=r,
         )
+        for code in ("OK", "UNAVAILABLE"):  # exported, as 0, before there is one
+            self.forwarded.labels(code=code)
         self.published_messages = Counter(
             "goalstate_dpm_published_messages", "Messages sent.", ["scope"], registry=r
         )
