@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from goalstate.bus import brokers
 from goalstate.bus.errors import BrokerFailed, BrokerNotFound
+
+# Property tests are reproducible: the same examples on each run, and no clock decides.
+settings.register_profile("goalstate", derandomize=True, deadline=None)
+settings.load_profile("goalstate")
 
 #: The kit for others; its fixtures are ours too.
 pytest_plugins = ["goalstate.testkit"]
