@@ -28,7 +28,7 @@ from goalstate.scale.simulate.plan import Fault, plan
 from goalstate.scale.simulate.run import Result, Run
 from goalstate.scale.simulate.shrink import shrink
 from goalstate.scale.simulate.timeline import SECOND_NS, START_NS, Timeline, VirtualLoop
-from tests.scale.conftest import FirstViolation
+from tests.scale.conftest import FirstViolation, ManyRuns
 
 SEEDS = range(3000, 3300)
 #: Of them, how many are played by other processes too.
@@ -46,21 +46,12 @@ def test_no_law_is_broken(results: list[Result]) -> None:
     assert broken == {}
 
 
-@pytest.mark.timeout(1500)  # some five minutes on two cores
-def test_ten_thousand_runs_break_no_law() -> None:
-    # In processes of their own: here each step would be traced for the coverage.
-    jobs = str(os.cpu_count() or 1)
-    command = ["simulate-faults", "--seed", "10000", "--runs", "10000", "--jobs", jobs, "--json"]
-    played = subprocess.run(
-        [sys.executable, "-m", "goalstate.cli", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert played.stdout, played.stderr
-    said = json.loads(played.stdout)
-    assert (said["violation"], said["replay"], played.returncode) == ("", "", 0)
+@pytest.mark.timeout(1500)  # they began with the first test, and may have some minutes to go
+def test_ten_thousand_runs_break_no_law(many_runs: ManyRuns) -> None:
+    output, errors = many_runs.communicate()
+    assert output, errors
+    said = json.loads(output)
+    assert (said["violation"], said["replay"], many_runs.returncode) == ("", "", 0)
     assert said["runs"] == 10_000
 
 
