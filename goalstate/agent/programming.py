@@ -203,12 +203,20 @@ class Programming:
             del self.exceptions[key]
             self.letters.cleared(key)
             self.exceptions_changed = True
-        for kind in list(held.keys() | stream.unsettled.keys()):
+        # What is applied, and what was on its way, is to be known before any of it is looked at:
+        # that settles what waits for it.
+        before_all = [
+            (kind, [id_ for id_ in held.get(kind, {}) if id_ not in unsettled], dict(unsettled))
+            for kind in held.keys() | stream.unsettled.keys()
+            for unsettled in (stream.unsettled.setdefault(kind, {}),)
+        ]
+        for kind, applied, on_its_way in before_all:
             olds = held.get(kind, {})
-            unsettled = stream.unsettled.setdefault(kind, {})
-            applied = [id_ for id_ in olds if id_ not in unsettled] if unsettled else list(olds)
-            for id_, earlier in list(unsettled.items()):
+            unsettled = stream.unsettled[kind]
+            for id_, earlier in on_its_way.items():
                 earlier.mark = None  # the message that it counted for is forgotten
+                if unsettled.get(id_) is not earlier:
+                    continue
                 before = earlier.before.get(id_)
                 change = Change(
                     stream, kind, [id_], {id_: before} if before else _NOTHING, stream.live.mark
@@ -356,6 +364,8 @@ class Programming:
         """A change becomes an exception; what refers to it learns of that."""
         stream, kind = change.stream, change.kind
         held = stream.live.held.get(kind, {})
+        # It may stand for an older message too, which it overtook before that was applied.
+        since = min(change.at, change.mark) if change.mark is not None else change.at
         if state is State.REFUSED and change.state is not State.REFUSED:
             self._counters.refused += len(change.ids)
         change.state = state
@@ -364,7 +374,7 @@ class Programming:
             revision = wanted.revision if wanted is not None else change.before[id_].revision + 1
             key = (stream.id, kind, id_)
             earlier = self.exceptions.get(key)
-            at = change.at if earlier is None else min(earlier.mark, change.at)
+            at = since if earlier is None else min(earlier.mark, since)
             fault = self.exceptions[key] = Fault(
                 state is State.PENDING,
                 reason,
