@@ -56,6 +56,21 @@ def test_a_subscription_that_begins_anew_reads_from_the_beginning() -> None:
     assert [one.stream for one in report.streams] == ["inbox/rack-1", "vpc/vpc-1"]
 
 
+def test_what_was_on_its_way_when_a_subscription_ended_is_programmed_when_it_begins_anew() -> None:
+    rig = Rig()
+    rig.slow = True
+    rig.on_inbox(subscription())
+    rig.on_vpc(vpc())
+    # All of it waits: for the VPC, which is being programmed, and for the subnet after it.
+    rig.on_vpc(subnet(), neighbor(1))
+    rig.on_inbox(gone(subscription()))
+    rig.on_inbox(subscription(revision=3))
+    while rig.waiting:
+        rig.finish()
+    assert rig.watermark() == Mark(1, 2)
+    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1", "neighbor/port-1"}
+
+
 def test_a_subscription_that_begins_anew_before_the_end_was_programmed_loses_nothing() -> None:
     rig = Rig()
     rig.join(vpc(), subnet(), neighbor(1), neighbor(2))

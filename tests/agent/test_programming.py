@@ -317,6 +317,18 @@ def test_a_reference_that_goes_while_something_waits_for_it_makes_that_pending(r
     assert not rig.waiting
 
 
+def test_what_overtook_an_older_message_is_an_exception_of_that_too(rig: Rig) -> None:
+    rig.slow = True
+    rig.on_vpc(subnet("subnet-2"))
+    rig.on_vpc(neighbor(1, subnets=["subnet-2"]))  # waits for the subnet
+    older = rig.core.streams[STREAM].live.mark
+    rig.on_vpc(gone(subnet("subnet-2")), neighbor(1, 2, subnets=["subnet-2"]))
+    while rig.waiting:
+        rig.finish()
+    assert rig.watermark() > older
+    assert rig.faults()["neighbor/port-1"].mark == older
+
+
 # --- refusals ---
 
 
