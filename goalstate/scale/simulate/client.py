@@ -13,7 +13,7 @@ from typing import Protocol
 
 from goalstate.dpm.core import Requirement
 from goalstate.dpm.engine import Engine, Outcome
-from goalstate.dpm.errors import NotServing, UnknownChange
+from goalstate.dpm.errors import NotServing, Overloaded, UnknownChange
 from goalstate.gs import intent_codec
 from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Intent
@@ -111,6 +111,9 @@ class Client:
                 request.refused = True
                 around.counts["intents refused"] += 1
                 around.say(f"{request.name} is refused: {error}")
+            except Overloaded as error:
+                around.counts["intents shed"] += 1
+                around.say(f"{request.name} is shed: {error}")
             except NotServing as error:
                 request.uncertain = True
                 around.say(f"{request.name} is not decided: {error}")
