@@ -114,6 +114,8 @@ class IntentLog:
                     continue
                 ahead = number != 1 and not had[0] if begins else number != had[1] + 1
                 lost = ahead or (lost and not begins)
+                if ahead:
+                    parts = []  # their end is missing, and the beginning of what comes
                 had = (session, number)
                 part, _, parts_text = message.properties["part"].partition("/")
                 if int(part) == 1:

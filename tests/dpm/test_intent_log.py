@@ -259,6 +259,26 @@ def test_parts_fit_into_a_message_of_every_broker() -> None:
     assert PART_BYTES <= MAX_PAYLOAD
 
 
+def test_two_records_of_which_the_middle_is_missing_are_both_passed_over() -> None:
+    async def test(region: Region) -> None:
+        log = await opened(region)
+        await log.append(change(1))
+        region.cut(Wire.DEAD, after=3)
+        torn = [log.append(LONG)]  # its last part is lost
+        torn.append(log.append(change(3, "y" * 150)))  # and the first of this
+        region.mend()
+        messages = region.messages(TOPIC)
+        assert messages[-1].properties["part"] == "3/4"
+        properties = {"session": log._session, "number": str(log._number), "part": "4/4"}
+        region.broker.publish(TOPIC, b"the end of another", properties=properties)
+        await log.close()
+        assert await read(region) == [change(1)]
+        for append in torn:
+            append.cancel()
+
+    run(test)
+
+
 def test_what_a_writer_that_was_followed_gets_in_late_counts_for_nothing() -> None:
     async def test(region: Region) -> None:
         await written(region, change(1))
