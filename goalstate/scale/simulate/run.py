@@ -27,7 +27,7 @@ from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Intent, ObjectKind
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Resource
-from goalstate.gs.streams import StreamId, StreamKind
+from goalstate.gs.streams import Mark, StreamId, StreamKind
 from goalstate.gs.topics import Topics
 from goalstate.scale.random_intents import IntentSource
 from goalstate.scale.simulate import checks
@@ -391,7 +391,7 @@ class Run:
             stream = envelope.stream
             head = serving.core.streams.get(stream)
             vpc = stream.kind is StreamKind.VPC
-            if head is None or (head.mark.epoch <= envelope.mark.epoch and not vpc):
+            if head is None or not (vpc or self._all_know_better(stream, envelope.mark, head.mark)):
                 # Only of what the new one says more can anybody know that this is void. To all
                 # VPCs something more is said in the end, to racks where they have ports.
                 continue
@@ -407,6 +407,12 @@ class Run:
             said = True
             self.say(f"step {step.number}: the former publisher says {stream} {envelope.mark}")
         self.counts[Fault.STALE_WRITER.value] += said
+
+    def _all_know_better(self, stream: StreamId, said: Mark, head: Mark) -> bool:
+        """Has everybody who follows a stream heard of a later epoch on it?"""
+        followed = [agent.core.streams.get(stream) for agent in self.agents.values()]
+        marks = [head, *(one.live.mark for one in followed if one is not None)]
+        return min(marks).epoch > said.epoch
 
     def _serving(self) -> Engine | None:
         return next((engine for p in self.processes if (engine := p.serving)), None)
