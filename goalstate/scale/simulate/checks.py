@@ -225,6 +225,8 @@ def check_wait(
             if stream.kind is not StreamKind.INBOX
         ):
             continue
+        if stream.kind is StreamKind.INBOX and any(a.left for a in agents.get(host, [])):
+            continue  # it was not waited for any more, and is another host since it came back
         if any(streams.misled(agent, stream) for agent in agents.get(host, [])):
             continue
         wanted = [one for one in operations if one.host in ("", host)]

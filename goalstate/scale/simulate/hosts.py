@@ -69,6 +69,8 @@ class Agent:
         #: How long the data plane takes for a program, at most.
         self.program_ns = MS_NS
         self.stopped_ns: int | None = None
+        #: Its host left the region, or its group.
+        self.left = False
         self._around = around
         self._reporter = Reporter(self.core, incarnation=incarnation, lease_s=LEASE_S)
         self._readers: dict[StreamId, MemoryReader] = {}

@@ -434,7 +434,9 @@ class Run:
                 agent.start()
 
     def _stop(self, name: str) -> None:
-        self.agents.pop(name).stop()
+        agent = self.agents.pop(name)
+        agent.left = True
+        agent.stop()
         self.say(f"{name} loses its agent")
 
     def hosts_may_have_changed(self, engine: Engine) -> None:
