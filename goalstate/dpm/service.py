@@ -322,7 +322,6 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"kind: there is no kind {request.kind}",
             )
-        await self._check_serving(context)
         try:
             await self._engine.confirm()
         except NotServing as error:
