@@ -15,6 +15,7 @@ from bench.samples import Samples, written
 from bench.system import Brokers, Progress, System
 from goalstate.bus.pulsar_client import message_id
 from goalstate.gs.envelope import CheckpointPlace
+from goalstate.gs.pb.alcor.schema.goalstate_pb2 import GoalStateV2
 from goalstate.gs.streams import Mark
 
 GOAL_S = 1.0
@@ -33,7 +34,8 @@ after it, digest, programming of the memory data plane. Each repeat is a new pro
 
 Beside it, in the same run: the plain Pulsar client in a process of its own reads the same bytes
 with the client's own `read_next`, checkpoint and log one after the other; from the call that
-opens the first reader to the last message. Nothing is parsed there.
+opens the first reader to the last message. Nothing is parsed there. "And parse" is the same with
+each payload parsed by the protobuf library and thrown away, which is the least that any agent does.
 
 Then {many:,} hosts of one process get a port each, by one intent. "Last host" is from before
 `Apply` until the last of them has all; `count`: {decoding} of them decode and hold everything,
@@ -61,6 +63,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
     progress(f"join: a VPC of {ports:,} ports")
     joined: list[_Joined] = []
     raw: list[float] = []
+    parsed: list[float] = []
     with System(broker, "join", progress, **vpc.settings) as system:
         vpc.build(system)
         place = vpc.await_checkpoint(system)
@@ -68,9 +71,11 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             progress(f"join: host {number}")
             one = _join(system, vpc, vpc.first_guest + number)
             plain = alone(_read_raw, broker.url, *_topics(system, vpc), place)
+            least = alone(_read_raw, broker.url, *_topics(system, vpc), place, parse=True)
             if number:  # the first warms up broker and publisher
                 joined.append(one)
                 raw.append(plain)
+                parsed.append(least)
         first = vpc.first_guest + repeats + 1
         storms = [_storm(system, vpc, first, many, max(0.0, 1 - DECODING / many), progress)]
     little = LargeVpc(small, guests=many, more=2 * many)
@@ -91,8 +96,17 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
         ),
     ]
     one_host = Table(
-        ("ports#", "join s#", "plain client s#", "messages#", "bytes of payload#"),
-        [(f"{ports:,}", seconds, plain_s, f"{joined[-1].messages:,.0f}", mib(joined[-1].bytes))],
+        ("ports#", "join s#", "plain client s#", "and parse s#", "messages#", "bytes of payload#"),
+        [
+            (
+                f"{ports:,}",
+                seconds,
+                plain_s,
+                Samples.of(parsed),
+                f"{joined[-1].messages:,.0f}",
+                mib(joined[-1].bytes),
+            )
+        ],
         "One new host",
     )
     columns = ("hosts#", "played", "ports#", "last host s#", "resident before#", "most#")
@@ -106,6 +120,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             "ports": ports,
             "seconds": list(seconds.values),
             "raw_seconds": raw,
+            "parsed_seconds": parsed,
             "storms": [vars(storm) for storm in storms],
         },
     )
@@ -165,7 +180,9 @@ def _topics(system: System, vpc: LargeVpc) -> tuple[str, str]:
     return system.topics.checkpoints_of(vpc.stream), system.topics.of_stream(vpc.stream)
 
 
-def _read_raw(url: str, checkpoints: str, log: str, place: CheckpointPlace) -> float:
+def _read_raw(
+    url: str, checkpoints: str, log: str, place: CheckpointPlace, *, parse: bool = False
+) -> float:
     """Seconds for the messages of both topics, from these places to their ends."""
     client = pulsar.Client(url, logger=pulsar.FileLogger(pulsar.LoggerLevel.Error, "/dev/null"))
     begun = perf_counter()
@@ -173,7 +190,9 @@ def _read_raw(url: str, checkpoints: str, log: str, place: CheckpointPlace) -> f
         position = message_id(topic, start) if start else pulsar.MessageId.earliest
         reader = client.create_reader(topic, position, receiver_queue_size=200)
         while reader.has_message_available():
-            reader.read_next(10_000).data()
+            payload = reader.read_next(10_000).data()
+            if parse:
+                GoalStateV2.FromString(payload)
     seconds = perf_counter() - begun
     client.close()
     return seconds
