@@ -53,6 +53,7 @@ async def _apply(
     stub: api_grpc.DataPlaneManagerStub, request: api.ApplyRequest, address: str, deadline: float
 ) -> None:
     loop = asyncio.get_running_loop()
+    reason = ""
     while True:
         left = deadline - loop.time()
         try:
@@ -63,10 +64,12 @@ async def _apply(
                 raise StartError(
                     f"the DPM at {address} does not take the hosts: {error.details()}"
                 ) from error
+            if not reason or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                reason = error.details()  # our own deadline says less than what it said before
             if left <= RETRY_S:
                 raise StartError(
-                    f"the DPM at {address} did not take the hosts in time: {error.details()}; "
+                    f"the DPM at {address} did not take the hosts in time: {reason}; "
                     "is it up? give another address, or start without --register"
                 ) from error
-            log.info("waiting for the DPM", dpm=address, reason=error.details())
+            log.info("waiting for the DPM", dpm=address, reason=reason)
         await asyncio.sleep(RETRY_S)

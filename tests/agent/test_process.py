@@ -290,7 +290,7 @@ def test_a_dpm_that_refuses_the_hosts_or_does_not_answer_is_named() -> None:
                 await register(HOSTS, address, 10)
         async with dpm(Registry(10**6, grpc.StatusCode.UNAVAILABLE)) as address:
             with pytest.raises(StartError, match="in time: not now; is it up"):
-                await register(HOSTS, address, 0.05)
+                await register(HOSTS, address, 0.5)
 
     asyncio.run(scenario())
 
