@@ -23,8 +23,10 @@ from goalstate.gs.streams import Mark
 #: Hosts that nobody plays: those of ports where only light followers follow.
 _UNPLAYED = 50
 _WARM_UP = 3
-#: Seconds over which publisher and broker are looked at while nothing happens.
-_IDLE_S = 1.0
+#: Seconds over which publisher and broker are looked at while nothing happens, and how often: what
+#: they finish of what was before is not to be in it.
+_IDLE_S = 0.5
+_IDLE_LOOKS = 4
 #: No checkpoint of a stream is written: followers count messages, and the logs hold little more.
 _SETTINGS = {"channel": "auto", "checkpoint_min_bytes": 1 << 30}
 _NAMES = ("sessions", "topics")
@@ -37,20 +39,19 @@ class Sizes:
     #: Light followers, each pair of VPCs having as many ports (but at least 2).
     followers: Sequence[int] = (1, 5, 10, 20, 50, 100, 200, 500)
     #: Ports of VPCs that so many follow.
-    ports: Sequence[int] = (50, 500, 5000)
+    ports: Sequence[int] = (500, 5000)
     followers_of_ports: int = 50
     #: Changes that broker and publisher are warmed up with, on each channel.
     warm_up: int = 3000
     #: Changes one after the other, and at once; and how often both channels take turns.
-    single: int = 40
-    burst: int = 200
-    turns: int = 5
-    #: Messages to followers in a turn, at most.
-    deliveries: int = 5000
+    single: int = 20
+    burst: int = 100
+    turns: int = 9
+    #: Messages to followers in a burst, at most.
+    deliveries: int = 4000
     #: Fleets: hosts and processes; and the ports of the VPC of each.
     fleets: Sequence[tuple[int, int, int]] = (
-        *((10, 1, 10), (50, 1, 50), (200, 1, 200), (200, 1, 5000)),
-        *((200, 4, 200), (200, 4, 5000)),
+        *((10, 1, 10), (50, 1, 50), (200, 1, 200), (200, 4, 200), (200, 4, 5000)),
     )
     #: Changes one after the other, at once, and how often these.
     host_single: int = 30
@@ -66,12 +67,12 @@ class Sizes:
 
 QUICK = Sizes(
     followers=(1, 10, 50, 100),
-    ports=(50, 1000),
+    ports=(1000,),
     followers_of_ports=10,
-    warm_up=300,
-    single=10,
-    burst=40,
-    turns=2,
+    warm_up=500,
+    single=5,
+    burst=20,
+    turns=3,
     deliveries=1000,
     fleets=((10, 1, 10), (50, 1, 50)),
     host_single=10,
@@ -115,10 +116,13 @@ class Meter:
         return Used(*map(cpu_s, self._pids))
 
     def idle(self) -> Used:
-        """Look what they use now in a second, while nothing is asked of them."""
-        before, begun = self.used(), monotonic()
-        sleep(_IDLE_S)
-        self._idle = self.used().since(before).times(1 / (monotonic() - begun))
+        """Look what they use now in a second, at the least, while nothing is asked of them."""
+        looks = []
+        for _ in range(_IDLE_LOOKS):
+            before, begun = self.used(), monotonic()
+            sleep(_IDLE_S)
+            looks.append(self.used().since(before).times(1 / (monotonic() - begun)))
+        self._idle = Used(*map(min, zip(*looks, strict=True)))
         return self._idle
 
     def beyond(self, before: Used, seconds: float) -> Used:
@@ -127,8 +131,7 @@ class Meter:
 
 @dataclass
 class Cost:
-    """What changes to a VPC cost on one channel. Milliseconds; one value for each change, or of
-    processor time, the mean of each turn."""
+    """What changes to a VPC cost on one channel: milliseconds a change, one value for each turn."""
 
     last: list[float] = field(default_factory=list)
     dpm: list[float] = field(default_factory=list)
@@ -152,8 +155,12 @@ class Cost:
         return Samples.of(self.follower).median
 
     @property
+    def both(self) -> list[float]:
+        return [dpm + broker for dpm, broker in zip(self.dpm, self.broker, strict=True)]
+
+    @property
     def both_ms(self) -> float:
-        return Samples.of(map(sum, zip(self.dpm, self.broker, strict=True))).median
+        return Samples.of(self.both).median
 
 
 class Pair(NamedTuple):
@@ -177,8 +184,11 @@ class Cell(NamedTuple):
     ports: int
     what: str
     single: Pair
-    #: What it took is divided by the changes.
     burst: Pair
+
+    @classmethod
+    def of(cls, followers: int, ports: int, what: str = "") -> Cell:
+        return cls(followers, ports, what, Pair.empty(), Pair.empty())
 
     def document(self) -> dict[str, Any]:
         return {
@@ -201,16 +211,14 @@ class _Followed:
         session = stack.enter_context(
             Followers.of_sessions(count, system.address, twins.session.stream, mark)
         )
-        #: Bytes that the publisher grew by for each session.
-        self.resident = (resident_bytes(system.dpm_pid) - before) / count
+        #: Bytes that the publisher grew by for the sessions.
+        self.resident = resident_bytes(system.dpm_pid) - before
         topic = system.topics.of_stream(twins.topic.stream)
         self._followers = (
             session,
             stack.enter_context(Followers.of_topic(count, system.broker.url, topic)),
         )
-        for channel in range(2):
-            for _ in range(_WARM_UP):
-                self._change(channel, [twins[channel].membership()])
+        self.warm_up(_WARM_UP)
 
     def _change(self, channel: int, intents: Sequence[Intent]) -> tuple[float, float]:
         """Apply some; milliseconds from the request until the last follower has the last, and of
@@ -229,26 +237,24 @@ class _Followed:
         for channel, vpc in enumerate(self.vpcs):
             self._change(channel, [vpc.membership() for _ in range(changes)])
 
-    def measure(
+    def turn(
         self,
         meter: Meter,
         sizes: Sizes,
+        cell: Cell,
         make: Callable[[Vpc], Intent] = Vpc.membership,
         *,
         bursts: bool = True,
-    ) -> tuple[Pair, Pair]:
-        """Changes one after the other, and in bursts; both channels take turns."""
-        single = min(sizes.single, max(10, sizes.deliveries // self.count // 5))
+    ) -> None:
+        """Changes one after the other, and a burst; first on one channel, then on the other."""
+        single = min(sizes.single, max(5, sizes.deliveries // self.count // 2))
         burst = min(sizes.burst, max(10, sizes.deliveries // self.count))
-        found = Pair.empty(), Pair.empty()
-        for _ in range(sizes.turns):
-            for channel, vpc in enumerate(self.vpcs):
-                changes = [make(vpc) for _ in range(single)]
-                self._turn(meter, channel, [[one] for one in changes], found[0][channel])
-            for channel, vpc in enumerate(self.vpcs if bursts else ()):
-                changes = [make(vpc) for _ in range(burst)]
-                self._turn(meter, channel, [changes], found[1][channel])
-        return found
+        for channel, vpc in enumerate(self.vpcs):
+            changes = [make(vpc) for _ in range(single)]
+            self._turn(meter, channel, [[one] for one in changes], cell.single[channel])
+        for channel, vpc in enumerate(self.vpcs if bursts else ()):
+            changes = [make(vpc) for _ in range(burst)]
+            self._turn(meter, channel, [changes], cell.burst[channel])
 
     def _turn(self, meter: Meter, channel: int, rounds: Sequence[list[Intent]], to: Cost) -> None:
         changes = sum(map(len, rounds))
@@ -268,51 +274,60 @@ class Light:
     by_followers: list[Cell] = field(default_factory=list)
     by_ports: list[Cell] = field(default_factory=list)
     by_members: list[Cell] = field(default_factory=list)
-    #: Bytes that the publisher grew by for each of the most sessions.
+    #: Of all light followers of each kind: how many they were, the bytes that the publisher grew
+    #: by for each session, and what publisher and broker use in a second while nothing happens,
+    #: without them and with them.
+    followers: int = 0
     session_bytes: float = 0
-    #: What publisher and broker use in a second when nothing happens, by followers of each kind.
-    idle: dict[int, Used] = field(default_factory=dict)
+    idle: Sequence[Used] = ()
 
 
 def light(broker: Broker, progress: Progress, sizes: Sizes) -> Light:
-    wanted = [(count, max(count, 2)) for count in sizes.followers]
-    wanted += [(sizes.followers_of_ports, ports) for ports in sizes.ports]
-    region = region_of(_UNPLAYED, [ports for _, ports in wanted])
-    found = Light()
-    with System(broker, "channels", progress, **_SETTINGS) as system:
+    """All followers are there all the time, and all pairs have their turn in each round."""
+    found = Light(
+        [Cell.of(count, max(count, 2)) for count in sizes.followers],
+        [Cell.of(sizes.followers_of_ports, ports) for ports in sizes.ports],
+    )
+    cells = [*found.by_followers, *found.by_ports]
+    region = region_of(_UNPLAYED, [cell.ports for cell in cells])
+    with System(broker, "channels", progress, **_SETTINGS) as system, ExitStack() as stack:
         system.apply_all(region.host_intents())
         meter = Meter(system, broker.pids[0])
-        for pair, (count, ports) in enumerate(wanted):
-            progress(f"channels: {count} followers of {ports:,} ports")
-            twins = Twins.of(region, pair, range(_UNPLAYED))
-            with ExitStack() as stack:
-                followed = _Followed(system, twins, count, stack)
-                if not pair:
-                    followed.warm_up(sizes.warm_up)
-                idle = meter.idle()
-                cell = Cell(count, ports, "", *followed.measure(meter, sizes))
-                if pair < len(sizes.followers):
-                    found.by_followers.append(cell)
-                    found.session_bytes = followed.resident
-                    found.idle[count] = idle
-                else:
-                    found.by_ports.append(cell)
-                if pair + 1 == len(wanted):
-                    found.by_members = _groups(followed, meter, sizes)
+        alone = meter.idle()
+        pairs: list[_Followed] = []
+        for place, cell in enumerate(cells):
+            progress(f"channels: {cell.followers} followers of {cell.ports:,} ports")
+            twins = Twins.of(region, place, range(_UNPLAYED))
+            pairs.append(_Followed(system, twins, cell.followers, stack))
+        found.followers = sum(pair.count for pair in pairs)
+        found.session_bytes = sum(pair.resident for pair in pairs) / found.followers
+        progress("channels: warming up")
+        pairs[0].warm_up(sizes.warm_up)
+        found.idle = alone, meter.idle()
+        for number in range(sizes.turns):
+            progress(f"channels: turn {number}")
+            for pair, cell in zip(pairs, cells, strict=True):
+                pair.turn(meter, sizes, cell)
+        found.by_members = _groups(pairs[-1], meter, sizes, progress)
     return found
 
 
-def _groups(followed: _Followed, meter: Meter, sizes: Sizes) -> list[Cell]:
+def _groups(followed: _Followed, meter: Meter, sizes: Sizes, progress: Progress) -> list[Cell]:
     """Changes of groups with few members and many."""
-    cells = []
     vpc = followed.vpcs.session
-    for group in ("db", "web", "default"):
-        for what, make in (("a member more or less", Vpc.membership), ("a rule", Vpc.rule)):
-            change = partial(make, group=group)
-            measured = followed.measure(meter, sizes, change, bursts=False)
-            name = f"{what}, of {vpc.members(group):,} members"
-            cells.append(Cell(followed.count, vpc.ports, name, *measured))
-    return cells
+    kinds = {
+        (what, group): Cell.of(
+            followed.count, vpc.ports, f"{what}, of {vpc.members(group):,} members"
+        )
+        for group in ("db", "web", "default")
+        for what in ("a member more or less", "a rule")
+    }
+    for number in range(sizes.turns):
+        progress(f"channels: turn {number} of groups")
+        for (what, group), cell in kinds.items():
+            make = Vpc.rule if what == "a rule" else Vpc.membership
+            followed.turn(meter, sizes, cell, partial(make, group=group), bursts=False)
+    return list(kinds.values())
 
 
 # --- hosts ---

@@ -4,7 +4,7 @@ thresholds of the choice between the two come from (`goalstate.dpm.channels`).""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from bench import channel_runs
 from bench.channel_runs import QUICK, Cell, Cost, Hosts, Light, Pair, Sizes, Small
@@ -33,6 +33,14 @@ one `ApplyStream`, and what it takes to the last follower's last message is divi
 The followers' own processor time is given beside: it is on other machines in a region, here it is
 on the cores of publisher and broker, and so in the latencies.
 
+The limit is the number of followers up to which a change costs no more over sessions than over a
+topic, by whichever is passed first: the time to the last follower of a change alone, or the
+processor time of publisher and broker together, of a change alone or in a burst. All costs are a
+part that is always there and a part for each follower; the limit is where the lines of the two
+channels cross that fit best (least squares of the relative deviations), in each turn. The choice
+goes by ports, which a publisher knows before anybody follows. They are as many as the followers at
+the most: where each port is on a host of its own, and each host an agent process of its own.
+
 Hosts are whole agents, from before the request until the last host says that it has applied the
 last change; several in one process share its session, while each has its own reader on a topic. A
 host joins when a port moves to it; the fleet's process has a session already. Small VPCs of two
@@ -43,46 +51,46 @@ after a full collection of its heap, without what Pulsar has outside of it."""
 # --- thresholds ---
 
 
-def crossing(sessions: Sequence[float], topic: Sequence[float], at: Sequence[int]) -> float | None:
-    """Up to how many followers sessions cost no more than a topic, between two that were measured
-    by their difference there. 0: never; None: as far as it was measured."""
-    more = [one - other for one, other in zip(sessions, topic, strict=True)]
-    above = next((n for n in range(len(more)) if all(one > 0 for one in more[n:])), None)
-    if above is None:
-        return None
-    if not above:
+def line(at: Sequence[int], costs: Sequence[float]) -> tuple[float, float]:
+    """What a change costs by itself, and for each follower. The line whose deviations are least in
+    relation to the costs: few followers count as much as many."""
+    weights = [1 / max(cost, 1e-3) ** 2 for cost in costs]
+    whole = sum(weights)
+    x = sum(w * n for w, n in zip(weights, at, strict=True)) / whole
+    y = sum(w * cost for w, cost in zip(weights, costs, strict=True)) / whole
+    rise = sum(w * (n - x) * (c - y) for w, n, c in zip(weights, at, costs, strict=True))
+    slope = rise / sum(w * (n - x) ** 2 for w, n in zip(weights, at, strict=True))
+    return y - slope * x, slope
+
+
+def crossing(at: Sequence[int], sessions: Sequence[float], topic: Sequence[float]) -> float:
+    """Up to how many followers sessions cost no more than a topic; at most as many as there were.
+    0: they always cost more."""
+    by_itself, each = line(at, sessions)
+    topic_by_itself, topic_each = line(at, topic)
+    most = at[-1]
+    if by_itself + each * most <= topic_by_itself + topic_each * most:
+        return most
+    if by_itself >= topic_by_itself:
         return 0
-    low, high = more[above - 1], more[above]
-    return at[above - 1] + (at[above] - at[above - 1]) * -low / (high - low)
+    return (topic_by_itself - by_itself) / (each - topic_each)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Up to how many followers sessions cost no more than a topic; see `crossing`."""
+def limits(cells: Sequence[Cell]) -> dict[str, Samples]:
+    """By what it is passed first; one value for each turn."""
+    at = [cell.followers for cell in cells]
 
-    last: float | None
-    last_of_burst: float | None
-    cpu: float | None
-    cpu_of_burst: float | None
+    def each_turn(pairs: Sequence[Pair], of: Callable[[Cost], list[float]]) -> Samples:
+        sides = zip(*((of(pair.session), of(pair.topic)) for pair in pairs), strict=True)
+        sessions, topic = (zip(*side, strict=True) for side in sides)
+        return Samples.of(crossing(at, *both) for both in zip(sessions, topic, strict=True))
 
-    @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Limits:
-        at = [cell.followers for cell in cells]
-
-        def where(cost: Callable[[Cost], float], pairs: Sequence[Pair]) -> float | None:
-            return crossing([cost(p.session) for p in pairs], [cost(p.topic) for p in pairs], at)
-
-        single, burst = [cell.single for cell in cells], [cell.burst for cell in cells]
-        return cls(
-            where(lambda cost: cost.last_ms, single),
-            where(lambda cost: cost.last_ms, burst),
-            where(lambda cost: cost.both_ms, single),
-            where(lambda cost: cost.both_ms, burst),
-        )
-
-    def lowest(self, beyond: float) -> float:
-        """The first of them that is passed; `beyond`: what one is at least that was not."""
-        return min(beyond if one is None else one for one in asdict(self).values())
+    single, burst = [cell.single for cell in cells], [cell.burst for cell in cells]
+    return {
+        "time to the last follower, a change alone": each_turn(single, lambda cost: cost.last),
+        "processor time, a change alone": each_turn(single, lambda cost: cost.both),
+        "processor time, in a burst": each_turn(burst, lambda cost: cost.both),
+    }
 
 
 # --- the report ---
@@ -101,14 +109,14 @@ def run(broker: Broker, progress: Progress, sizes: Sizes, *, quick: bool) -> Sec
     hosts = channel_runs.hosts(broker, progress, sizes)
     small = channel_runs.small_vpcs(broker, progress, sizes)
     joins = channel_runs.joins(broker, progress, sizes)
-    limits = Limits.of(light.by_followers)
-    lowest = limits.lowest(sizes.followers[-1])
+    found = limits(light.by_followers)
+    first = min(found.values(), key=lambda samples: samples.median)
     goals = [
         Goal(
-            "followers up to which sessions cost no more than a topic: default of session_ports",
+            "followers up to which sessions cost no more than a topic (default of session_ports)",
             SESSION_PORTS,
             "",
-            Samples.of([lowest]),
+            first,
             at_least=True,
             at_size=not quick,
         )
@@ -125,7 +133,8 @@ def run(broker: Broker, progress: Progress, sizes: Sizes, *, quick: bool) -> Sec
         [
             _last_table("Over followers, each with a port: last follower", light.by_followers),
             _cpu_table("Over followers: processor time of a change", light.by_followers),
-            _limits_table(limits, sizes.followers[-1]),
+            _lines_table(light.by_followers),
+            _limits_table(found),
             _last_table("Over ports: last follower", light.by_ports),
             _cpu_table("Over ports: processor time of a change", light.by_ports),
             _members_table(light.by_members),
@@ -136,12 +145,13 @@ def run(broker: Broker, progress: Progress, sizes: Sizes, *, quick: bool) -> Sec
         ],
         {
             "sizes": asdict(sizes),
-            "limits": asdict(limits),
+            "limits": {what: list(samples.values) for what, samples in found.items()},
             "by_followers": [cell.document() for cell in light.by_followers],
             "by_ports": [cell.document() for cell in light.by_ports],
             "by_members": [cell.document() for cell in light.by_members],
             "session_bytes": light.session_bytes,
-            "idle": {count: idle._asdict() for count, idle in light.idle.items()},
+            "light_followers": light.followers,
+            "idle": [used._asdict() for used in light.idle],
             "hosts": [asdict(one) for one in hosts],
             "joins": [(ports, [asdict(cost) for cost in pair]) for ports, pair in joins],
             "small": [asdict(one) for one in small],
@@ -195,17 +205,28 @@ def _cpu_table(title: str, cells: Sequence[Cell]) -> Table:
     return Table(columns, rows, title)
 
 
-def _limits_table(limits: Limits, most: int) -> Table:
-    rows = [
-        (what, f"more than {most:,}" if at is None else f"{at:.0f}")
-        for what, at in (
-            ("the last follower, a change alone", limits.last),
-            ("the last follower, in a burst", limits.last_of_burst),
-            ("processor time of publisher and broker, a change alone", limits.cpu),
-            ("processor time of publisher and broker, in a burst", limits.cpu_of_burst),
-        )
-    ]
-    return Table(("sessions cost no more than a topic by", "up to followers#"), rows, "Limits")
+def _lines_table(cells: Sequence[Cell]) -> Table:
+    at = [cell.followers for cell in cells]
+    rows = []
+    for how, pairs in (
+        ("alone", [cell.single for cell in cells]),
+        ("in a burst", [cell.burst for cell in cells]),
+    ):
+        for channel in ("session", "topic"):
+            costs = [getattr(pair, channel) for pair in pairs]
+            lines = [
+                line(at, values)
+                for values in ([c.dpm_ms for c in costs], [c.broker_ms for c in costs])
+            ]
+            parts = (part for by_itself, each in lines for part in (by_itself, each * 1e3))
+            rows.append((how, channel, *map(written, parts)))
+    columns = ("a change", "channel", "DPM: ms#", "and µs a follower#", "broker: ms#", "and µs#")
+    return Table(columns, rows, "Over followers: the lines that fit best")
+
+
+def _limits_table(limits: dict[str, Samples]) -> Table:
+    columns = ("sessions cost no more than a topic by", "up to followers#")
+    return Table(columns, [(what, str(samples)) for what, samples in limits.items()], "Limits")
 
 
 def _members_table(cells: Sequence[Cell]) -> Table:
@@ -280,13 +301,19 @@ def _small_table(small: tuple[Small, Small]) -> Table:
 
 
 def _idle_table(light: Light) -> Table:
-    """Of what nothing happens on; a session against the fewest that were measured."""
-    (few, least), (many, most) = (
-        (count, light.idle[count]) for count in (min(light.idle), max(light.idle))
-    )
-    each = 1e6 / (many - few)
+    each = 1e6 / light.followers
+    without, beside = light.idle
     rows = [
-        ("a session, to the DPM", kib(light.session_bytes), written((most.dpm - least.dpm) * each)),
-        ("a reader's connection, to the broker", "–", written((most.broker - least.broker) * each)),
+        (
+            "a session, to the DPM",
+            kib(light.session_bytes),
+            written((beside.dpm - without.dpm) * each),
+        ),
+        (
+            "a client with a reader, to the broker",
+            "–",
+            written((beside.broker - without.broker) * each),
+        ),
     ]
-    return Table(("idle", "resident KiB#", "CPU µs a second#"), rows, f"Of {many:,}: each")
+    title = f"Each of {light.followers:,}, idle"
+    return Table(("", "resident KiB#", "CPU µs a second#"), rows, title)

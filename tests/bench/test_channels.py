@@ -7,7 +7,7 @@ import pytest
 
 from bench import channels
 from bench.channel_runs import Cell, Cost, Pair, Sizes
-from bench.channels import Limits, crossing
+from bench.channels import crossing, limits, line
 from bench.twins import Twins, region_of
 from goalstate.bus.brokers import Broker
 from goalstate.dpm.channels import ChannelPolicy
@@ -18,34 +18,41 @@ from goalstate.gs.topics import Topics
 from tests.bench.test_run import silent
 
 
+def test_costs_are_a_part_that_is_always_there_and_a_part_for_each_follower() -> None:
+    assert line([1, 10, 100], [2.5, 7, 52]) == pytest.approx((2, 0.5))
+
+
+def test_few_followers_count_as_much_as_many() -> None:
+    # A tenth too much of the many, which is more than all that the few cost.
+    by_itself, each = line([1, 2, 1000], [1.1, 1.2, 111.1])
+    assert by_itself == pytest.approx(1, abs=0.02)
+    assert each == pytest.approx(0.11, abs=0.01)
+
+
 def test_the_limit_is_where_sessions_begin_to_cost_more() -> None:
-    assert crossing([1, 2, 6], [3, 4, 4], [1, 10, 30]) == 20
+    assert crossing([1, 100], [2 + 1, 2 + 100], [21.5 + 0.5, 21.5 + 50]) == pytest.approx(39)
 
 
-def test_where_sessions_always_cost_more_the_limit_is_none_at_all() -> None:
-    assert crossing([3, 4], [1, 2], [1, 10]) == 0
+def test_where_sessions_always_cost_more_there_is_no_number_of_followers() -> None:
+    assert crossing([1, 10], [3, 13], [1, 2]) == 0
 
 
-def test_where_sessions_never_cost_more_there_is_no_limit() -> None:
-    assert crossing([1, 2], [3, 2], [1, 10]) is None
+def test_where_sessions_never_cost_more_it_is_as_many_as_there_were() -> None:
+    assert crossing([1, 10], [1, 2], [3, 4]) == 10
 
 
-def test_one_value_out_of_line_is_no_limit() -> None:
-    assert crossing([1, 5, 2, 6], [3, 4, 4, 4], [1, 10, 20, 40]) == 30
+def test_each_turn_gives_a_limit_by_each_of_the_costs() -> None:
+    def cell(followers: int) -> Cell:
+        session = Cost(
+            last=[1.0, 1.0], dpm=[1.0 + followers, 1.0 + 2 * followers], broker=[0.0, 0.0]
+        )
+        pair = Pair(session, Cost(last=[2.0, 2.0], dpm=[3.0, 3.0], broker=[8.0, 8.0]))
+        return Cell(followers, followers, "", pair, pair)
 
-
-def cell(followers: int, last: float, dpm: float) -> Cell:
-    """On sessions; a topic takes 10 ms, and 5 ms of each processor."""
-    session = Cost([last], [dpm], [1.0], [1.0])
-    pair = Pair(session, Cost([10.0], [5.0], [5.0], [1.0]))
-    return Cell(followers, followers, "", pair, pair)
-
-
-def test_the_lowest_limit_counts_and_one_that_was_not_reached_counts_as_the_most() -> None:
-    limits = Limits.of([cell(1, 1, 1), cell(11, 9, 11)])
-    assert limits == Limits(last=None, last_of_burst=None, cpu=9, cpu_of_burst=9)
-    assert limits.lowest(11) == 9
-    assert Limits(None, None, None, 20).lowest(11) == 11
+    found = limits([cell(1), cell(50)])
+    alone, cpu, burst = (samples.values for samples in found.values())
+    assert alone == (50, 50)
+    assert cpu == burst == pytest.approx((10, 5))
 
 
 @pytest.mark.parametrize("ports", [2, 150])
