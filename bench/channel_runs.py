@@ -46,7 +46,7 @@ class Sizes:
     #: Changes one after the other, and at once; and how often both channels take turns.
     single: int = 20
     burst: int = 100
-    turns: int = 9
+    turns: int = 7
     #: Messages to followers in a burst, at most.
     deliveries: int = 4000
     #: Fleets: hosts and processes; and the ports of the VPC of each.
@@ -54,11 +54,11 @@ class Sizes:
         *((10, 1, 10), (50, 1, 50), (200, 1, 200), (200, 4, 200), (200, 4, 5000)),
     )
     #: Changes one after the other, at once, and how often these.
-    host_single: int = 30
+    host_single: int = 20
     host_burst: int = 40
     host_turns: int = 3
     #: Small VPCs, on each channel, and in how many pieces beyond a first, which is not measured.
-    small: int = 1000
+    small: int = 750
     pieces: int = 4
     #: Ports of VPCs that hosts join, and how many do after a first, which is not measured.
     joined: Sequence[int] = (10, 200, 5000)
@@ -261,7 +261,7 @@ class _Followed:
         before, begun = meter.used(), monotonic()
         results = [self._change(channel, intents) for intents in rounds]
         used = meter.beyond(before, monotonic() - begun).times(1e3 / changes)
-        to.last += [last / len(intents) for (last, _), intents in zip(results, rounds, strict=True)]
+        to.last.append(Samples.of(last for last, _ in results).median / len(rounds[0]))
         to.dpm.append(used.dpm)
         to.broker.append(used.broker)
         to.follower.append(sum(follower for _, follower in results) / changes)

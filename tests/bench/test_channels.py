@@ -87,7 +87,8 @@ def test_all_that_the_limit_comes_from_is_measured(apache_broker: Broker) -> Non
         warm_up=5,
         single=10,
         burst=10,
-        turns=1,
+        turns=2,
+        deliveries=12,
         fleets=((2, 2, 4),),
         host_single=2,
         host_burst=2,
@@ -101,6 +102,7 @@ def test_all_that_the_limit_comes_from_is_measured(apache_broker: Broker) -> Non
     assert [cell["followers"] for cell in section.data["by_followers"]] == [1, 3]
     for cell in (*section.data["by_followers"], *section.data["by_ports"]):
         for channel in (*cell["single"], *cell["burst"]):
+            assert {len(values) for values in channel.values()} == {2}
             assert min(channel["last"]) > 0
             assert min(channel["follower"]) > 0
     assert len(section.data["by_members"]) == 6
