@@ -7,7 +7,7 @@ import pytest
 
 from bench import channels
 from bench.channel_runs import Cell, Cost, Pair, Sizes
-from bench.channels import crossing, limits, line
+from bench.channels import CHANGES_A_JOIN, crossing, limits, line
 from bench.twins import Twins, region_of
 from goalstate.bus.brokers import Broker
 from goalstate.dpm.channels import ChannelPolicy
@@ -49,10 +49,12 @@ def test_each_turn_gives_a_limit_by_each_of_the_costs() -> None:
         pair = Pair(session, Cost(last=[2.0, 2.0], dpm=[3.0, 3.0], broker=[8.0, 8.0]))
         return Cell(followers, followers, "", pair, pair)
 
-    found = limits([cell(1), cell(50)])
-    alone, cpu, burst = (samples.values for samples in found.values())
-    assert alone == (50, 50)
-    assert cpu == burst == pytest.approx((10, 5))
+    alone, cpu, burst = limits([cell(1), cell(51)], 2.0 * CHANGES_A_JOIN)
+    assert (alone.followers, alone.turns.values) == (51, (51, 51))
+    assert cpu.turns.values == pytest.approx((10, 5))
+    assert cpu.followers == pytest.approx(10 / 1.5)
+    # A join saves as much as sessions cost more in ten changes to two followers.
+    assert burst.turns.values == pytest.approx((12, 6))
 
 
 @pytest.mark.parametrize("ports", [2, 150])
