@@ -135,7 +135,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure goalstate on this machine, beside the plain Pulsar client.",
-        epilog="A whole run takes some 20 minutes on two cores, a quick one 6. "
+        epilog="A whole run takes some 24 minutes on two cores, a quick one 7. "
         "The exit code says whether everything could be measured, not whether goals were met.",
     )
     parser.add_argument(

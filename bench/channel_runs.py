@@ -66,13 +66,13 @@ class Sizes:
 
 
 QUICK = Sizes(
-    followers=(1, 10, 50, 100),
+    followers=(1, 10, 50),
     ports=(1000,),
     followers_of_ports=10,
     warm_up=500,
     single=5,
     burst=20,
-    turns=3,
+    turns=2,
     deliveries=1000,
     fleets=((10, 1, 10), (50, 1, 50)),
     host_single=10,
@@ -80,7 +80,7 @@ QUICK = Sizes(
     host_turns=2,
     small=100,
     pieces=2,
-    joined=(10, 1000),
+    joined=(1000,),
     joins=2,
 )
 
