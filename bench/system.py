@@ -155,7 +155,8 @@ class System:
         """Start so many hosts; returns when they follow their inboxes. `state`: what they hold is
         stored under that name, and where it was, they go on."""
         arguments = ["agent", "run", "--hosts", str(hosts), "--inspect", "127.0.0.1:0"]
-        arguments += ["--first", str(first)]
+        # A session is opened only where a VPC is on one.
+        arguments += ["--first", str(first), "--dpm", self.address]
         arguments += ["--counting-share", str(counting_share), "--decoding", decoding]
         if state:
             arguments += ["--state-dir", str(self._directory / state)]

@@ -1,8 +1,8 @@
 """Which channel a VPC is on: sessions while it is small, Pulsar when it is large. Pure.
 
 A message on a topic costs the broker once, however many follow; over sessions the publisher sends
-it to each follower's process. So sessions are for VPCs with few ports, and with no security group
-of which a change concerns many.
+it to each follower's process. So sessions are for VPCs with few ports, and where that is set, for
+those whose security groups have few members.
 
 Laws:
 
@@ -22,10 +22,13 @@ from goalstate.gs.errors import Violation
 from goalstate.gs.intent import ChannelChoice, Intent, ObjectKind
 from goalstate.gs.streams import Channel
 
-#: A VPC with more ports, or with more members in one security group, is on Pulsar. To be set from
-#: measurement: where a change over sessions takes as long to the last host as over a topic.
-SESSION_PORTS = 200
-SESSION_MEMBERS = 100
+#: A VPC with more ports is on Pulsar: from about so many followers on, a change costs more over
+#: sessions than over a topic (`bench/channels.py` measures it). Ports are what is known of
+#: followers: at the most, each is on a host of its own, whose agent is a process of its own.
+SESSION_PORTS = 50
+#: So is one with more members in one security group. What a change of a group costs does not depend
+#: on its members (same measurement), so by default this is no limit of its own.
+SESSION_MEMBERS = SESSION_PORTS
 #: A VPC on Pulsar comes back when it is below this share (a fraction) of both.
 BACK = (4, 5)
 
