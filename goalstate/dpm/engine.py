@@ -48,6 +48,7 @@ from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
 from goalstate.dpm.recovery import (
     REMEMBERED_CHANGES,
     Changes,
+    never_on_a_stream,
     not_on_topics,
     remember,
     republished,
@@ -56,9 +57,10 @@ from goalstate.dpm.rings import Rings
 from goalstate.dpm.routing import Router
 from goalstate.dpm.sessions import CheckpointBuilder, Sessions
 from goalstate.dpm.snapshot import SnapshotPolicy, newest_end, write_snapshot
+from goalstate.dpm.spread import Spread
 from goalstate.dpm.standby import Standby
 from goalstate.gs import intent_codec
-from goalstate.gs.errors import IntentRejected, Violation
+from goalstate.gs.errors import IntentRejected
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
@@ -115,11 +117,13 @@ class Engine:
         snapshots: SnapshotPolicy = SnapshotPolicy(),
         snapshot_writer: Callable[[], Awaitable[None]] | None = None,
         checkpoints: CheckpointPolicy = CheckpointPolicy(),
-        admission: AdmissionPolicy = AdmissionPolicy(),
+        admission: Admission | None = None,
+        spread: Spread | None = None,
     ) -> None:
         """`failover_after_s`: seconds, alike for all engines of a region. `snapshot_writer` writes
         a snapshot of the log elsewhere; without one, it is written here (see
-        `snapshot.write_snapshot`)."""
+        `snapshot.write_snapshot`). `spread` is shared by the engines of a process, which serve the
+        shards of one region."""
         self.writer = writer
         #: Where it is to be called, HOST:PORT; to be set before `start`.
         self.address = ""
@@ -133,6 +137,7 @@ class Engine:
         self._own_stream = security_groups_own_stream
         self._channels = channels
         self._failover_after_s = failover_after_s
+        self._spread = spread or Spread()
         self._standby = self._new_standby()
         #: Another engine serves, and `core` is what the log says of it.
         self._standing_by = False
@@ -150,7 +155,8 @@ class Engine:
         self._snapshot_writer = snapshot_writer or self._write_snapshot_here
         self._snapshotting = False
         self._checkpoint_policy = checkpoints
-        self._admission = Admission(admission)
+        self._admission = admission or Admission(AdmissionPolicy())
+        self._admission.backlogs.append(lambda: self._backlog_bytes)
         #: Bytes of the log when the last snapshot was begun, whatever came of it.
         self._snapshot_tried = 0
         #: Set when it cannot go on, with the reason in `failure`.
@@ -239,6 +245,7 @@ class Engine:
             failover_after_s=self._failover_after_s,
             clock_ns=self._clock_ns,
             followed=self._stand_by,
+            spread=self._spread,
         )
 
     def _stand_by(self) -> None:
@@ -250,7 +257,7 @@ class Engine:
         if not self._standing_by and replay.core.epoch <= self.core.epoch:
             return
         self.core, self._changes = replay.core, replay.changes
-        self._metrics.epoch.set(self.core.epoch)
+        self._metrics.epoch.labels(shard=self.topics.shard).set(self.core.epoch)
         self._publisher = self.sessions = None
         self._standing_by = True
         for event in self._moved.values():
@@ -321,7 +328,7 @@ class Engine:
         self._publisher, self._noted = publisher, replay.published
         self.sessions = sessions
         self._snapshot = snapshot
-        self._metrics.epoch.set(core.epoch)
+        self._metrics.epoch.labels(shard=self.topics.shard).set(core.epoch)
         self._proven_at = max(self._proven_at, standby.proven_at)
         self._standing_by = False
         self._serving = True
@@ -365,8 +372,8 @@ class Engine:
             await self._publisher.close()
         await self._become_active(read=False)
 
-    @staticmethod
-    async def _close_log(intent_log: IntentLog) -> None:
+    async def _close_log(self, intent_log: IntentLog) -> None:
+        self._spread.held.discard(self.topics.shard)
         try:
             await intent_log.close()
         except BusError as error:
@@ -497,6 +504,10 @@ class Engine:
 
     @property
     def _unconfirmed(self) -> int:
+        return sum(backlog() for backlog in self._admission.backlogs)
+
+    @property
+    def _backlog_bytes(self) -> int:
         return self._publisher.backlog_bytes if self._publisher is not None else 0
 
     def _applied(self, size: int, task: asyncio.Task[Outcome]) -> None:
@@ -547,11 +558,7 @@ class Engine:
         changes = self.core.plan(intent_codec.from_proto(change.intent))
         again = republished(change.republished)
         unknown = [
-            Violation(
-                f"resources[{place}]",
-                "UNKNOWN_RESOURCE",
-                f"{key.kind.name.lower()}/{key.id} never was on a stream",
-            )
+            never_on_a_stream(place, key)
             for place, key in enumerate(again)
             if not self.core.knows(key)
         ]

@@ -740,7 +740,7 @@ def test_metrics_count_what_happened() -> None:
         assert counted["goalstate_dpm_changes_total/unchanged"] == 1
         assert counted["goalstate_dpm_changes_total/refused"] == 1
         assert counted["goalstate_dpm_apply_seconds_count"] == 5
-        assert counted["goalstate_dpm_epoch"] == 1
+        assert counted["goalstate_dpm_epoch/0"] == 1
         sent = sum(len(region.stream(s)) for s in (vpc_stream("v1"), vpc_stream("v2")))
         assert counted["goalstate_dpm_published_messages_total/vpc"] == sent
         size = sum(

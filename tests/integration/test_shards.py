@@ -1,0 +1,163 @@
+"""Three publishers as processes share a region; one is killed under load; nothing is lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from goalstate.bus.brokers import Broker
+from goalstate.bus.process import Child
+from goalstate.cli import northbound
+from goalstate.cli.errors import Undecided, Unreachable
+from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
+from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from tests.integration.processes import BOUND, System, run, until
+
+SHARDS = 6
+HOSTS = 12
+#: Changes under load; after the first third of them one publisher is killed.
+CHANGES = 60
+NAMES = ("one", "two", "three")
+
+
+class Publisher:
+    def __init__(self, system: System, name: str) -> None:
+        self.process: Child
+        self.name = name
+        self.process, facts = system.start(
+            name, *system.serve, "--shards", SHARDS, GOALSTATE_DPM_WRITER=name
+        )
+        self.address = str(facts["listen"])
+
+    def shards(self) -> list[api.ShardStatus]:
+        with northbound.connect(self.address) as client:
+            return list(client.status().shards)
+
+
+@pytest.fixture
+def system(embedded_broker: Broker, tmp_path: Path) -> Iterator[System]:
+    with System(embedded_broker, tmp_path) as one:
+        yield one
+
+
+def serve(*publishers: Publisher) -> bool:
+    """Do these serve all shards, each one of them, and do they agree?"""
+    told = [p.shards() for p in publishers]
+    names = {p.name for p in publishers}
+    return all(
+        len({shards[n].active_writer for shards in told}) == 1
+        and told[0][n].active_writer in names
+        and sum(shards[n].role == api.StatusReply.ACTIVE for shards in told) == 1
+        for n in range(SHARDS)
+    )
+
+
+def renamed(publishers: list[Publisher], port: intent_pb2.Port, name: str) -> None:
+    """Have it accepted by whichever can; to say it again does no harm."""
+    port.name = name
+    ways = itertools.cycle(publishers)
+
+    def accepted() -> bool:
+        try:
+            with northbound.connect(next(ways).address) as client:
+                (reply,) = client.apply([intent_pb2.Intent(ports=[port])])
+            assert not reply.violations, reply
+        except (Unreachable, Undecided):
+            return False
+        return True
+
+    until(accepted, f"{port.id} is {name}")
+
+
+def test_three_publishers_share_a_region_and_outlive_one_of_them(
+    system: System, tmp_path: Path
+) -> None:
+    publishers = [Publisher(system, name) for name in NAMES]
+    until(lambda: serve(*publishers), "each shard is served by one of them")
+    one, two, three = publishers
+    system.start(
+        "fleet",
+        *("agent", "run", *system.common, "--inspect", "127.0.0.1:0", "--shards", SHARDS),
+        *("--hosts", HOSTS, "--group-size", 4, "--register", two.address),
+        *("--state-dir", tmp_path / "state"),
+        GOALSTATE_AGENT_LEASE_S="3",
+    )
+    region = tmp_path / "region.yaml"
+    made = run(
+        *("generate", "--hosts", HOSTS, "--group-size", 4, "--vpcs", "2x24,10x12", "--seed", 7),
+        *("-o", region),
+    )
+    assert made.code == 0, made.err
+    applied = run("apply", region, "--dpm", three.address, "--wait", "--json")
+    assert applied.code == 0, applied.out + applied.err
+    for publisher in publishers:
+        compared = run("diff", "--dpm", publisher.address, "--json")
+        assert compared.code == 0, compared.out + compared.err
+        assert compared.document["hosts_compared"] == HOSTS
+
+    with northbound.connect(one.address) as client:
+        ports = list(client.intent().ports)
+    assert len(ports) == 2 * 24 + 10 * 12
+    killed = max(publishers, key=lambda p: sum(s.active_writer == p.name for s in one.shards()))
+    left = [p for p in publishers if p is not killed]
+    wanted = {}
+    for number in range(CHANGES):
+        if number == CHANGES // 3:
+            killed.process.kill()
+        port = ports[(7 * number) % len(ports)]
+        renamed(left, port, f"name-{number}")
+        wanted[port.id] = port.name
+    until(lambda: serve(*left), "the others serve all")
+
+    for publisher in left:
+        waited = run("wait", "--all", "--timeout", BOUND, "--dpm", publisher.address)
+        assert waited.code == 0, waited.out + waited.err
+        compared = run("diff", "--dpm", publisher.address, "--json")
+        assert compared.code == 0, compared.out + compared.err
+        assert compared.document["differences_total"] == 0
+        with northbound.connect(publisher.address) as client:
+            names = {port.id: port.name for port in client.intent().ports}
+        assert wanted.items() <= names.items(), "what was acknowledged is there"
+        status = run("status", "--dpm", publisher.address)
+        assert f"served by {killed.name}" not in status.out
+
+    vpc = ports[0].vpc_id
+    decoded = run(
+        *("decode", "--broker", system.broker.url, "--region", system.region),
+        *("--stream", f"vpc/{vpc}", "--shards", SHARDS, "--limit", 1, "--json"),
+    )
+    assert decoded.code == 0, decoded.err
+    assert json.loads(decoded.out)["properties"]["stream"] == f"vpc/{vpc}"
+    traced = run("trace", ports[0].id, ports[1].id, "--dpm", left[0].address, "--json")
+    assert traced.document["verdict"] in ("delivered", "not_delivered"), traced.out
+
+
+def test_the_command_line_takes_a_document_apart_and_says_so(
+    system: System, tmp_path: Path
+) -> None:
+    publisher = Publisher(system, "one")
+    document = tmp_path / "all.yaml"
+    document.write_text(
+        "hosts:\n"
+        '  - {id: h1, ip_address: 192.0.2.1, mac_address: "02:00:00:00:00:01", group: r}\n'
+        "vpcs:\n"
+        + "".join(f"  - {{id: v{n}, cidr: 10.{n}.0.0/16, tunnel_id: {n}}}\n" for n in range(1, 9))
+    )
+    done = run("apply", document, "--dpm", publisher.address)
+    assert done.code == 0, done.err
+    assert "is over several shards of the region: it becomes" in done.err
+    again = run("apply", document, "--dpm", publisher.address, "--json")
+    assert again.document["changed_objects"] == 0
+    going = tmp_path / "going.yaml"
+    going.write_text(
+        "deletes:\n  - {kind: HOST, id: h1}\n"
+        + "".join(f"  - {{kind: VPC, id: v{n}}}\n" for n in range(1, 9))
+    )
+    gone = run("apply", going, "--dpm", publisher.address, "--json")
+    assert (gone.code, gone.document["changed_objects"]) == (0, 9), gone.out
+    with northbound.connect(publisher.address) as client:
+        assert not client.intent().ByteSize()
