@@ -36,6 +36,7 @@ from goalstate.dpm.convergence import Lease, Why
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.forwarding import Forwarding
 from goalstate.dpm.metrics import Metrics
+from goalstate.dpm.peers import PeerService, level
 from goalstate.dpm.region import RegionService
 from goalstate.dpm.service import NorthboundService, ShedEarly
 from goalstate.dpm.session_service import SessionService
@@ -46,6 +47,7 @@ from goalstate.gs import sharding
 from goalstate.gs.intent import ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
+from goalstate.gs.pb.goalstate.peer.v1 import peer_pb2_grpc
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
 from goalstate.gs.streams import Channel
 from goalstate.gs.topics import Topics
@@ -114,6 +116,8 @@ async def run(
     server = grpc_server(config.max_intent_bytes, forwarding, ShedEarly(engines[0]))
     api_grpc.add_DataPlaneManagerServicer_to_server(region or services[0], server)
     session_pb2_grpc.add_StreamSessionsServicer_to_server(SessionService(engines), server)
+    if region is not None:
+        peer_pb2_grpc.add_PeerServicer_to_server(PeerService(engines), server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection(
@@ -137,9 +141,12 @@ async def run(
             write_ready_file(config.ready_file, facts)
             if ready is not None:
                 ready(facts)
-            gauges = asyncio.ensure_future(_keep_gauges(engines, metrics, health_service))
+            beside = [asyncio.ensure_future(_keep_gauges(engines, metrics, health_service))]
+            if region is not None:
+                beside.append(asyncio.ensure_future(level(engines)))
             await _either(stop, *(engine.failed for engine in engines))
-            gauges.cancel()
+            for task in beside:
+                task.cancel()
         log.info("stopping")
         await health_service.enter_graceful_shutdown()
         for engine in engines:

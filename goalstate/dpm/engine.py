@@ -208,17 +208,7 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self._report_readers:
             await reader.close()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*self._applying, return_exceptions=True)
-                if self._publisher is not None:
-                    await self._publisher.drain()
-                    if self._publisher.published > self._noted:
-                        note = log_pb2.Published(change=self._publisher.published)
-                        await self._log.append(log_pb2.Record(published=note))
-        except (TimeoutError, BusError) as error:
-            # Whatever is in the log is published by whoever serves next.
-            log.warning("stopped with work outstanding", error=str(error) or "no answer in time")
+        await self._finish_accepted()
         try:
             async with asyncio.timeout(STOP_S):
                 if self._publisher is not None:
@@ -264,8 +254,9 @@ class Engine:
             event.set()
         log.info("standing by", epoch=self.core.epoch, change=self.core.change)
 
-    async def _become_active(self, *, read: bool) -> None:
-        """Take the log once it can be had, and serve. `read`: it was read to its end just now."""
+    async def _become_active(self, *, read: bool, yields: bool = False) -> None:
+        """Take the log once it can be had, and serve. `read`: it was read to its end just now;
+        `yields`: another one is to take it now, and we only if that does not come."""
         delay, longest = BACKOFF_S
         while True:
             try:
@@ -274,11 +265,13 @@ class Engine:
                     await self._standby.read()
                     read = True
                 try:
+                    if yields:
+                        raise LogHeld("it is another one's turn")
                     incarnation = await self._standby.take()
                 except LogHeld:
                     # The broker may also take our own lost connection for another writer.
                     self._stand_by()
-                    incarnation = await self._standby.take_when_free()
+                    incarnation = await self._standby.take_when_free(yields=yields)
                 await self._serve(incarnation)
                 return
             except BusError as failure:
@@ -356,10 +349,46 @@ class Engine:
             seconds=round(time.monotonic() - begun, 3),
         )
 
+    async def hand_over(self) -> bool:
+        """Leave the log to another one, in order, and stand by; False: it is not ours just now.
+
+        What was accepted is brought to its end first. Returns when the log can be taken.
+        """
+        async with self._lock:
+            if not self.serving:
+                return False
+            self._serving = False
+            self._problem = "handing over to another publisher"
+        log.info("handing over", shard=self.topics.shard, epoch=self.core.epoch)
+        await self._finish_accepted()
+        await self._leave_the_log()
+        self._go_on(self._become_active(read=False, yields=True))
+        return True
+
+    async def _finish_accepted(self) -> None:
+        """Have durable and published what was accepted. It is not serving any more."""
+        try:
+            async with asyncio.timeout(STOP_S):
+                if self._applying:
+                    await asyncio.wait(self._applying)
+                if self._publisher is not None:
+                    await self._publisher.drain()
+                    if self._publisher.published > self._noted:
+                        note = log_pb2.Published(change=self._publisher.published)
+                        await self._log.append(log_pb2.Record(published=note))
+        except (TimeoutError, BusError) as error:
+            # Whatever is in the log is published by whoever serves next.
+            log.warning("left with work outstanding", error=str(error) or "no answer in time")
+
     async def _lost_the_log(self, error: BaseException) -> None:
         """Memory is ahead of the log: become what the log says, when the broker lets us."""
         log.error("memory is ahead of the intent log; recovering", error=str(error))
         self._problem = f"recovering, since the intent log failed: {error}"
+        await self._leave_the_log()
+        await self._become_active(read=False)
+
+    async def _leave_the_log(self) -> None:
+        """Let go of it and of all topics."""
         async with self._lock:
             pass  # nobody works on the core any more, in a thread or otherwise
         self._checkpoints = self.sessions = None
@@ -370,7 +399,6 @@ class Engine:
         await self._close_log(self._log)
         if self._publisher is not None:
             await self._publisher.close()
-        await self._become_active(read=False)
 
     async def _close_log(self, intent_log: IntentLog) -> None:
         self._spread.held.discard(self.topics.shard)
@@ -737,6 +765,11 @@ class Engine:
     def serving(self) -> bool:
         """Does it accept intents, and is what it says of them the newest?"""
         return self._serving and time.monotonic() - self._proven_at < self._failover_after_s
+
+    @property
+    def held(self) -> int:
+        """How many shards this process holds."""
+        return len(self._spread.held)
 
     @property
     def standing_by(self) -> bool:

@@ -121,8 +121,11 @@ class Standby:
             await self._leave()
             raise
 
-    async def take_when_free(self) -> log_pb2.Incarnation:
-        """Follow the log until it can be taken, and take it. Raises LogUnreadable, BusError."""
+    async def take_when_free(self, *, yields: bool = False) -> log_pb2.Incarnation:
+        """Follow the log until it can be taken, and take it. Raises LogUnreadable, BusError.
+
+        `yields`: let another one take it first, as long as one that is silent would be waited for.
+        """
         reader = await self._bus.open_reader(
             self._topics.intent_log, self.intent_log.place.position, self._hear
         )
@@ -133,10 +136,11 @@ class Standby:
             while True:
                 if self._heard.is_set():
                     self._heard.clear()
-                    await self._read_on()
+                    if await self._read_on() is not None:
+                        yields = False
                     self._followed()
                     silent_s = 0.0
-                else:
+                elif not yields or silent_s >= self._patience_s:
                     silent = silent_s >= self._patience_s
                     if silent and await self._has_said_more():
                         silent_s = 0.0

@@ -4,6 +4,7 @@ asked, and each VPC has one writer."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
-from goalstate.dpm import spread
+from goalstate.dpm import peers, spread
 from goalstate.dpm.errors import LogUnreadable
 from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
@@ -33,7 +34,9 @@ NAMES = ("one", "two", "three")
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing changes hands while a test does not want it."""
     monkeypatch.setattr(spread, "STEP_S", 0.02)
+    monkeypatch.setattr(peers, "LOOK_S", 3600.0)
 
 
 @asynccontextmanager
@@ -359,3 +362,26 @@ def test_a_call_of_a_shard_that_is_none_is_refused() -> None:
             assert (await error_of(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
 
     play(scenario, ["one"])
+
+
+def test_one_that_comes_later_is_given_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "LOOK_S", 0.05)
+
+    async def main() -> None:
+        region = Region()
+        async with publishers(region, "one") as (one,):
+            for number in VPCS:
+                await one.apply(network(number))
+            async with publishers(region, "two", "three") as (two, three):
+                async with asyncio.timeout(BOUND):
+                    while True:
+                        shards = await settled(one, two, three)
+                        counts = Counter(s.active_writer for s in shards)
+                        if sorted(counts.values()) == [2, 2, 2]:
+                            break
+                for number in VPCS:
+                    assert (await two.apply(network(number))).changed_objects == 0
+                whole, _ = await intent(three)
+                assert len(whole.vpcs) == len(VPCS)
+
+    asyncio.run(main())

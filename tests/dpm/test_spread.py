@@ -12,12 +12,12 @@ import pytest
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import NotServing
 from goalstate.dpm.metrics import Metrics
-from goalstate.dpm.spread import STEP_S, Spread, patience_s
+from goalstate.dpm.spread import STEP_S, Spread, asks, patience_s
 from goalstate.gs.topics import Topics
-from tests.dpm.test_engine import CLOCK_ID, Clock, apply, crash
-from tests.dpm.test_path_independence import HOSTS
+from tests.dpm.test_engine import CLOCK_ID, Clock, apply, begin, crash
+from tests.dpm.test_path_independence import HOSTS, build
 from tests.dpm.test_standby import NEVER, SOON, paused, resumed
-from tests.dpm.wires import Region, until
+from tests.dpm.wires import Region, Wire, until
 
 SHARDS = 6
 NAMES = ("one", "two", "three")
@@ -151,5 +151,84 @@ def test_one_that_was_paused_corrupts_nothing_in_any_shard() -> None:
                 assert (await apply(engine, HOSTS)).change == 1
                 assert engine.core.epoch >= 2
             assert not one.spread.held
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("active", "own", "shard"),
+    [
+        (["one"] * 6, "two", 0),
+        (["one"] * 6, "one", None),
+        (["two", "one", "one", "one"], "two", 1),
+        (["one", "two", "one"], "two", None),
+        (["one", "one", "three"], "two", 0),
+        (["one", "two", "three"], "four", None),
+        (["one", "one", "two", "two", "three"], "three", None),
+    ],
+)
+def test_one_asks_only_whoever_holds_two_more(
+    active: list[str], own: str, shard: int | None
+) -> None:
+    assert asks(active, own) == shard
+
+
+def test_asking_ends_with_shares_that_differ_by_one_at_most() -> None:
+    for publishers in range(1, 9):
+        active = ["p0"] * 20
+        for _ in range(100):
+            for own in (f"p{n}" for n in range(publishers)):
+                shard = asks(active, own)
+                if shard is not None:
+                    active[shard] = own
+        counts = Counter(active)
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert len(counts) == publishers
+
+
+def test_a_shard_is_handed_over_with_all_that_was_accepted() -> None:
+    async def test(region: Region) -> None:
+        one = Publisher(region, "one", NEVER)
+        await one.start()
+        two = Publisher(region, "two", NEVER)
+        await two.start()
+        try:
+            assert one.serves == set(range(SHARDS))
+            engine = one.engines[2]
+            region.cut(Wire.LATE, engine.topics.intent_log)
+            accepted = [begin(engine, intent) for intent in build()]
+            await until(lambda: len(engine._appended) == len(accepted), "all are on their way")
+            handing = asyncio.ensure_future(engine.hand_over())
+            await until(lambda: not engine.serving, "it takes no more")
+            with pytest.raises(NotServing):
+                await apply(engine, HOSTS)
+            region.mend()
+            region.release()
+            assert await handing
+            assert [(await one_of).change for one_of in accepted] == [1, 2, 3, 4]
+            await until(lambda: two.engines[2].serving, "the other one serves it")
+            assert two.engines[2].core.change == 4
+            assert (one.serves, two.serves) == (set(range(SHARDS)) - {2}, {2})
+            await until(lambda: one.engines[2].standing_by, "it stands by")
+            assert not await one.engines[2].hand_over(), "it is not its own any more"
+            assert (await apply(two.engines[2], *build())).changed_objects == 0
+        finally:
+            await one.stop()
+            await two.stop()
+
+    run(test)
+
+
+def test_a_shard_that_nobody_takes_is_taken_back() -> None:
+    async def test(region: Region) -> None:
+        one = Publisher(region, "one", SOON)
+        await one.start()
+        try:
+            assert await one.engines[1].hand_over()
+            assert not one.engines[1].serving
+            await until(lambda: one.engines[1].serving, "it serves it again")
+            assert one.engines[1].core.epoch == 2
+        finally:
+            await one.stop()
 
     run(test)
