@@ -69,6 +69,8 @@ log = structlog.get_logger()
 
 SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
 SESSIONS = session_pb2.DESCRIPTOR.services_by_name["StreamSessions"].full_name
+#: Seconds between two looks whether it is known into how many shards the region is divided.
+DIVISION_LOOK_S = 0.02
 #: Seconds that calls under way get to finish at the end.
 GRACE_S = 2.0
 
@@ -234,11 +236,17 @@ async def _either(*events: asyncio.Event) -> None:
 
 
 async def _start(engines: Sequence[Engine], config: DpmConfig) -> None:
+    first, *others = engines
     # Publishers that start together begin with different shards.
-    first = sharding.shard_of(config.writer, len(engines))
-    starts = (engine.start() for engine in (*engines[first:], *engines[:first]))
+    at = sharding.shard_of(first.address, len(others)) if others else 0
     try:
-        await asyncio.gather(*starts)
+        await first.start()
+        # Its log says into how many shards the region is divided, before anything is written to
+        # those of others: of two publishers that were told differently, one goes no further.
+        while others and not (first.serving or first.active or first.failed.is_set()):
+            await asyncio.sleep(DIVISION_LOOK_S)
+        if not first.failed.is_set():
+            await asyncio.gather(*(engine.start() for engine in (*others[at:], *others[:at])))
     except BusError as error:
         if config.admin_url or "amespace not found" not in str(error):
             raise

@@ -58,10 +58,11 @@ async def level(engines: Sequence[Engine]) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
         active = [engine.active for engine in engines]
-        known = [one for one in active if one is not None and one.writer]
+        known = [one for one in active if one is not None and one.address]
         if len(known) < len(engines):
             continue  # while a shard changes hands, nobody's share is known
-        shard = asks([one.writer for one in known], engines[0].writer)
+        # By address, since writers may have one name.
+        shard = asks([one.address for one in known], engines[0].address)
         if shard is None:
             continue
         other = known[shard]

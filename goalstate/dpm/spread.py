@@ -33,7 +33,7 @@ def asks(active: Sequence[str], own: str) -> int | None:
     It asks whoever holds most, and only if that stays ahead or level after giving one.
     """
     held = Counter(active)
-    most = max(held, key=lambda writer: (held[writer], writer))
+    most = max(held, key=lambda one: (held[one], one))
     if not gives(held[most], held[own]):
         return None
     return active.index(most)

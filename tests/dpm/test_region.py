@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,15 +17,27 @@ from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
 from goalstate.dpm import peers, spread
 from goalstate.dpm.errors import LogUnreadable
-from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind
+from goalstate.dpm.service import RETRY_AFTER
+from goalstate.gs import intent_codec
+from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind, Vpc
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.resources import Kind
 from goalstate.gs.sharding import shard_of
 from goalstate.gs.topics import Topics
 from goalstate.process import StartError
-from tests.dpm.test_path_independence import network, port
-from tests.dpm.test_service import BOUND, CODES, Served, error_of, intent, served, violations
-from tests.dpm.wires import Region
+from tests.dpm.test_path_independence import build, network, port
+from tests.dpm.test_service import (
+    BOUND,
+    CODES,
+    Served,
+    error_of,
+    intent,
+    metrics_at,
+    served,
+    violations,
+)
+from tests.dpm.wires import Region, Wire, until
 
 SHARDS = 6
 VPCS = range(1, 13)
@@ -40,27 +53,30 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def publishers(region: Region, *names: str) -> AsyncIterator[list[Served]]:
+async def publishers(region: Region, *names: str, **more: Any) -> AsyncIterator[list[Served]]:
     """Started together."""
     async with AsyncExitStack() as stack:
         starts = [
-            stack.enter_async_context(served(region, shards=SHARDS, writer=name)) for name in names
+            stack.enter_async_context(served(region, shards=SHARDS, writer=name, **more))
+            for name in names
         ]
         yield list(await asyncio.gather(*starts))
 
 
 @asynccontextmanager
-async def agents(region: Region, address: str, **more: Any) -> AsyncIterator[None]:
+async def agents(
+    region: Region, address: str, *, audit_interval_s: float = 0, **more: Any
+) -> AsyncIterator[dict[str, Any]]:
     """The hosts, made known to the publisher at `address`."""
     given = {"hosts": HOSTS, "group_size": 2, "shards": SHARDS, "lease_s": 5.0, **more}
     config = AgentConfig(
         broker="memory://",
         region="region",
         report_shards=1,
-        metrics_port=None,
+        metrics_port=0,
         inspect=None,
         **{"register_with": address, **given},
-    )
+    ).model_copy(update={"audit_interval_s": audit_interval_s})  # shorter than it may be
     ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     stop, bus = asyncio.Event(), region.bus()
     running = asyncio.ensure_future(agent.run(config, ready=ready.set_result, stop=stop, bus=bus))
@@ -69,7 +85,7 @@ async def agents(region: Region, address: str, **more: Any) -> AsyncIterator[Non
     if running.done():
         await running
     try:
-        yield
+        yield ready.result()
     finally:
         stop.set()
         await running
@@ -79,10 +95,11 @@ async def agents(region: Region, address: str, **more: Any) -> AsyncIterator[Non
 def play(
     scenario: Callable[[Region, list[Served]], Coroutine[None, None, None]],
     names: Sequence[str] = NAMES,
+    **more: Any,
 ) -> None:
     async def main() -> None:
         region = Region()
-        async with publishers(region, *names) as started:
+        async with publishers(region, *names, **more) as started:
             await scenario(region, started)
 
     asyncio.run(main())
@@ -383,5 +400,173 @@ def test_one_that_comes_later_is_given_its_share(monkeypatch: pytest.MonkeyPatch
                     assert (await two.apply(network(number))).changed_objects == 0
                 whole, _ = await intent(three)
                 assert len(whole.vpcs) == len(VPCS)
+
+    asyncio.run(main())
+
+
+def test_of_two_that_are_told_differently_one_serves_whatever_they_do_first() -> None:
+    async def one_of_them(region: Region, shards: int, over: asyncio.Event) -> None:
+        async with served(region, shards=shards, writer=f"of {shards}") as one:
+            status = await one.status(brief=True)
+            while not status.serving:
+                status = await one.status(brief=True)
+            assert len(status.shards) == shards
+            await over.wait()
+
+    async def main() -> None:
+        region, over = Region(), asyncio.Event()
+        both = [asyncio.ensure_future(one_of_them(region, n, over)) for n in (6, 7)]
+        done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = done
+        with pytest.raises(LogUnreadable, match="divided into"):
+            await refused
+        over.set()
+        (other,) = set(both) - done
+        await other
+
+    asyncio.run(main())
+
+
+def test_small_vpcs_travel_over_sessions_with_whoever_serves_their_shard() -> None:
+    async def main() -> None:
+        region = Region()
+        leaving = AsyncExitStack()
+        async with publishers(region, "one", "two", channel="auto") as stay:
+            three = served(region, shards=SHARDS, writer="three", channel="auto")
+            going = await leaving.enter_async_context(three)
+            async with agents(region, stay[0].facts["listen"]):
+                for number in VPCS:
+                    await (*stay, going)[number % 3].apply(vpc(number))
+                await converged(stay[0])
+                status = await stay[1].status()
+                channels = {s.channel for s in status.streams if s.stream.startswith("vpc/")}
+                assert channels == {"session"}
+                await leaving.aclose()
+                await settled(*stay)
+                for number in VPCS:
+                    more = port(number, 9, f"host-{number % HOSTS:06d}")
+                    await stay[number % 2].apply(Intent(ports=(more,)))
+                await converged(stay[1])
+
+    asyncio.run(main())
+
+
+def test_what_is_too_much_is_shed_whichever_shard_it_is_of() -> None:
+    def small(number: int) -> Intent:
+        return Intent(vpcs=(Vpc(f"v{number}", cidr="10.0.0.0/16", tunnel_id=number + 1),))
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        await settled(*started)
+        region.cut(Wire.LATE, *(t.intent_log for t in Topics(shards=SHARDS).all_shards()))
+        ways = (one, two)
+        asked = [asyncio.ensure_future(ways[n % 2].apply(small(n))) for n in range(1000)]
+        await until(lambda: any(call.done() for call in asked), "something is shed")
+        region.mend()
+        region.release()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        shed = [a for a in answers if isinstance(a, grpc.aio.AioRpcError)]
+        assert {error.code() for error in shed} == {CODES.RESOURCE_EXHAUSTED}
+        assert all(RETRY_AFTER in dict(error.trailing_metadata()) for error in shed)
+        whole, _ = await intent(one)
+        assert len(whole.vpcs) == len(answers) - len(shed)
+
+        async def all_of_them() -> AsyncIterator[api.ApplyRequest]:
+            for number in range(1000):
+                yield api.ApplyRequest(intent=intent_codec.to_proto(small(number)))
+
+        replies = [reply async for reply in two.stub.ApplyStream(all_of_them(), timeout=BOUND)]
+        assert sum(reply.changed_objects for reply in replies) == len(shed)
+
+    play(scenario, longest_wait_s=0.01)
+
+
+def test_refusals_of_several_shards_are_told_together_and_published_again() -> None:
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, three = started
+        await settled(*started)
+        model = {"refuse_ids": ("v?-p0",), "refuse_times": 1}
+        retries = {"retry_attempts": 1, "data_plane": "modelled", "model": model}
+        async with agents(region, one.facts["listen"], **retries):
+            numbers = (1, 2, 3, 4)
+            assert len({shard(n) for n in numbers}) > 1
+            for number in numbers:
+                await two.apply(vpc(number))
+            # A neighbor of the same id is refused by all hosts of the VPC.
+            wanted = {f"v{n}": 1 + HOSTS for n in numbers}
+            for each in started:
+                async with asyncio.timeout(BOUND):
+                    status = await each.status(exceptions=True)
+                    while dict(status.exceptions_by_vpc) != wanted:
+                        status = await each.status(exceptions=True)
+                assert dict(status.exceptions) == {"refused": sum(wanted.values())}
+                assert {e.vpc for e in status.exception_list} == set(wanted)
+                few = await each.status(exceptions=True, max_exceptions=3)
+                assert len(few.exception_list) == 3
+            request = api.WaitRequest(all=True, timeout_s=0)
+            assert not (await three.stub.Wait(request, timeout=BOUND)).converged
+
+            names = {(e.type, e.id) for e in status.exception_list}
+            again = api.RepublishRequest()
+            for type_, id_ in sorted(names):
+                again.resources.add(type=type_, id=id_)
+            reply = await three.stub.Republish(again, timeout=BOUND)
+            assert [c.shard for c in reply.shard_changes] == sorted({shard(n) for n in numbers})
+            async with asyncio.timeout(BOUND):  # the next revision is refused as well
+                while {e.revision for e in status.exception_list} != {2}:
+                    status = await one.status(exceptions=True)
+            for change in reply.shard_changes:
+                request = api.WaitRequest(change=change.change, shard=change.shard, timeout_s=0)
+                waited = await one.stub.Wait(request, timeout=BOUND)
+                assert {s.why for s in waited.stragglers} == {api.Straggler.REFUSED}
+
+            unknown = api.RepublishRequest()
+            unknown.resources.add(type=again.resources[0].type, id=again.resources[0].id)
+            unknown.resources.add(type=int(Kind.PORT), id="none")
+            error = await error_of(one.stub.Republish(unknown, timeout=BOUND))
+            assert [(v.field, v.reason) for v in violations(error)] == [
+                ("resources[1]", "UNKNOWN_RESOURCE")
+            ]
+            assert (await error_of(one.stub.Republish(api.RepublishRequest()))).code() is (
+                CODES.INVALID_ARGUMENT
+            )
+
+    play(scenario)
+
+
+def test_agents_go_on_from_what_they_stored_and_audits_find_nothing(tmp_path: Path) -> None:
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        more: dict[str, Any] = {"state_dir": tmp_path, "audit_interval_s": 0.4}
+        async with agents(region, one.facts["listen"], **more):
+            for number in VPCS:
+                await one.apply(vpc(number))
+            await converged(two)
+        async with agents(region, two.facts["listen"], **more) as facts:
+            await converged(one)
+            rounds = 3 * HOSTS * SHARDS
+            found: dict[str, float] = {}
+            async with asyncio.timeout(BOUND):
+                while found.get("goalstate_agent_audits_total", 0) <= rounds:
+                    found = await asyncio.to_thread(metrics_at, facts["metrics"])
+            assert not sum(number for name, number in found.items() if "drifts_total" in name)
+            assert not found["goalstate_agent_gaps_total"]
+            assert not found["goalstate_agent_resyncs_total"]
+            for number in VPCS:
+                await two.apply(Intent(ports=(port(number, 9, "host-000001"),)))
+            await converged(one)
+
+    play(scenario)
+
+
+def test_a_region_that_is_not_divided_says_nothing_of_shards() -> None:
+    async def main() -> None:
+        region = Region()
+        async with served(region, writer="one") as one:
+            await one.apply(*build())
+            assert not (await one.status()).shards
+            with_shards = [r.incarnation.shards for r in region.log() if r.HasField("incarnation")]
+            assert with_shards == [0]
+            assert not [name for name in region.broker.topics if "shard-" in name]
 
     asyncio.run(main())

@@ -87,14 +87,18 @@ class Served:
             await self.channel.unary_unary(name)(requests[0], timeout=BOUND)
 
     def metrics(self) -> dict[str, float]:
-        """By name, with the value of the only label behind it."""
-        with DIRECT.open(f"http://{self.facts['metrics']}/metrics", timeout=BOUND) as answer:
-            text = answer.read().decode()
-        return {
-            "/".join([sample.name, *sample.labels.values()]): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        return metrics_at(self.facts["metrics"])
+
+
+def metrics_at(address: str) -> dict[str, float]:
+    """By name, with the value of the only label behind it."""
+    with DIRECT.open(f"http://{address}/metrics", timeout=BOUND) as answer:
+        text = answer.read().decode()
+    return {
+        "/".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def config(**more: Any) -> DpmConfig:
