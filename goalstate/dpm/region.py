@@ -65,20 +65,23 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         self._metrics = metrics
         self._shards = len(engines)
         self._all = range(len(engines))
-        self._channel: Any = None
+        self._channels: list[Any] = []
         self._stub: Any = None
+        self._waits: Any = None
         self._looks: set[asyncio.Task[None]] = set()
 
     def connect(self, own: str) -> None:
         """Calls of shards go through the publisher's own server, at this address."""
-        self._channel = grpc.aio.insecure_channel(own, options=OPTIONS)
-        self._stub = api_grpc.DataPlaneManagerStub(self._channel)
+        # What waits has a connection of its own, so that it never takes another one's place.
+        for options in (OPTIONS, (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))):
+            self._channels.append(grpc.aio.insecure_channel(own, options=options))
+        self._stub, self._waits = map(api_grpc.DataPlaneManagerStub, self._channels)
 
     async def close(self) -> None:
         for look in self._looks:
             look.cancel()
-        if self._channel is not None:
-            await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     # --- intent ---
 
@@ -295,7 +298,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         if service is not None:
             return await service.Wait(request, context)
         shards = await self._shards_of(request, context)
-        calls = [self._stub.Wait(request, **self._as(shard, context)) for shard in shards]
+        calls = [self._waits.Wait(request, **self._as(shard, context)) for shard in shards]
         replies = await self._alike(asyncio.gather(*calls), context)
         return merged_progress(dict(zip(shards, replies, strict=True)), request.max_stragglers)
 
@@ -312,7 +315,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         news = asyncio.Event()
 
         async def follow(shard: int) -> None:
-            async for step in self._stub.Watch(request, **self._as(shard, context)):
+            async for step in self._waits.Watch(request, **self._as(shard, context)):
                 newest[shard] = step
                 news.set()
 

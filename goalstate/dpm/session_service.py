@@ -50,15 +50,18 @@ class SessionService(session_pb2_grpc.StreamSessionsServicer):
                         await session.news.wait()
                 except TimeoutError:
                     pass
-            if reading.done() and not reading.cancelled():
-                error = reading.exception()
-                if isinstance(error, ValueError):
-                    await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-                if error is None and not session.ended:
-                    return  # the agent closes it
         finally:
+            # Before the agent is told, so that whoever is told finds it ended.
+            read = reading.done() and not reading.cancelled()
             reading.cancel()
+            ended = session.ended
             sessions.end(session)
+        if read:
+            error = reading.exception()
+            if isinstance(error, ValueError):
+                await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if error is None and not ended:
+                return  # the agent closes it
         await abort_unavailable(context, engine, _not_serving(engine))
 
     async def _engine(self, context: Context) -> Engine:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -19,8 +21,10 @@ from tests.integration.processes import BOUND, System, run, until
 
 SHARDS = 6
 HOSTS = 12
-#: Changes under load; after the first third of them one publisher is killed.
-CHANGES = 60
+#: Clients that make changes at the same time, and changes of each; after the first third of one's
+#: a publisher is killed.
+CLIENTS = 4
+CHANGES = 40
 NAMES = ("one", "two", "three")
 
 
@@ -74,6 +78,20 @@ def renamed(publishers: list[Publisher], port: intent_pb2.Port, name: str) -> No
     until(accepted, f"{port.id} is {name}")
 
 
+def load(
+    publishers: list[Publisher], ports: Sequence[intent_pb2.Port], word: str, begun: Event
+) -> dict[str, str]:
+    """Change some ports again and again; gives the name that each was acknowledged to have last."""
+    names = {}
+    for number in range(CHANGES):
+        port = ports[number % len(ports)]
+        renamed(publishers, port, f"{word}-{number}")
+        names[port.id] = port.name
+        if number == CHANGES // 3:
+            begun.set()
+    return names
+
+
 def test_three_publishers_share_a_region_and_outlive_one_of_them(
     system: System, tmp_path: Path
 ) -> None:
@@ -105,13 +123,16 @@ def test_three_publishers_share_a_region_and_outlive_one_of_them(
     assert len(ports) == 2 * 24 + 10 * 12
     killed = max(publishers, key=lambda p: sum(s.active_writer == p.name for s in one.shards()))
     left = [p for p in publishers if p is not killed]
-    wanted = {}
-    for number in range(CHANGES):
-        if number == CHANGES // 3:
-            killed.process.kill()
-        port = ports[(7 * number) % len(ports)]
-        renamed(left, port, f"name-{number}")
-        wanted[port.id] = port.name
+    begun = Event()
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        loads = [
+            clients.submit(load, left[n % 2 :] + left[: n % 2], ports[n::CLIENTS], f"by-{n}", begun)
+            for n in range(CLIENTS)
+        ]
+        assert begun.wait(BOUND)
+        killed.process.kill()
+        wanted = {id_: name for one in loads for id_, name in one.result().items()}
+    assert len(wanted) == CLIENTS * min(CHANGES, len(ports) // CLIENTS)
     until(lambda: serve(*left), "the others serve all")
 
     for publisher in left:
@@ -162,3 +183,50 @@ def test_the_command_line_takes_a_document_apart_and_says_so(
     assert (gone.code, gone.document["changed_objects"]) == (0, 9), gone.out
     with northbound.connect(publisher.address) as client:
         assert not client.intent().ByteSize()
+
+
+def test_what_is_refused_in_several_shards_is_listed_and_replayed(
+    system: System, tmp_path: Path
+) -> None:
+    one, two = (Publisher(system, name) for name in NAMES[:2])
+    until(lambda: serve(one, two), "each shard is served by one of them")
+    system.start(
+        "fleet",
+        *("agent", "run", *system.common, "--inspect", "127.0.0.1:0", "--shards", SHARDS),
+        *("--hosts", 4, "--group-size", 4, "--register", one.address, "--data-plane", "modelled"),
+        GOALSTATE_AGENT_MODEL__REFUSE_SHARE="0.15",
+        GOALSTATE_AGENT_MODEL__SEED="3",
+    )
+    region = tmp_path / "region.yaml"
+    made = run(
+        *("generate", "--hosts", 4, "--group-size", 4, "--vpcs", "6x8", "--seed", 5, "-o", region)
+    )
+    assert made.code == 0, made.err
+    assert run("apply", region, "--dpm", two.address).code == 0
+
+    def exceptions() -> set[tuple[str, str]]:
+        told = run("status", "--exceptions", "--json", "--dpm", two.address).document
+        return {(one["host"], one["id"]) for one in told["exception_list"]}
+
+    source = ("--broker", system.broker.url, "--region", system.region, "--dpm", one.address)
+
+    def letters() -> set[tuple[str, str]]:
+        told = run("dead-letters", "list", "--outstanding", "--json", *source).document
+        return {(letter["host"], letter["id"]) for letter in told["letters"]}
+
+    until(lambda: exceptions() and letters() == exceptions(), "each refusal is a letter")
+    assert len({id_ for _, id_ in letters()}) > 1
+    early = run("wait", "--all", "--timeout", 0, "--dpm", two.address)
+    assert early.code == 3, "what is refused is not applied"
+
+    def taken() -> bool:  # another revision draws another lot
+        ran = run("dead-letters", "replay", "--all", "--wait", "--timeout", 1, "--json", *source)
+        assert ran.code in (0, 3), ran.err
+        return not json.loads(ran.out)["change"]
+
+    until(taken, "nothing is outstanding")
+    waited = run("wait", "--all", "--timeout", BOUND, "--dpm", two.address)
+    assert waited.code == 0, waited.out + waited.err
+    assert not exceptions()
+    compared = run("diff", "--dpm", one.address, "--json")
+    assert (compared.code, compared.document["differences_total"]) == (0, 0)
