@@ -50,7 +50,10 @@ def system(embedded_broker: Broker, tmp_path: Path) -> Iterator[System]:
 
 def serve(*publishers: Publisher) -> bool:
     """Do these serve all shards, each one of them, about as many each, and do they agree?"""
-    told = [p.shards() for p in publishers]
+    try:
+        told = [p.shards() for p in publishers]
+    except Unreachable:
+        return False  # it has too much to do just now
     names = {p.name for p in publishers}
     held = [sum(s.active_writer == p.name for s in told[0]) for p in publishers]
     return max(held) - min(held) <= 1 and all(
@@ -194,19 +197,20 @@ def test_what_is_refused_in_several_shards_is_listed_and_replayed(
         "fleet",
         *("agent", "run", *system.common, "--inspect", "127.0.0.1:0", "--shards", SHARDS),
         *("--hosts", 4, "--group-size", 4, "--register", one.address, "--data-plane", "modelled"),
-        GOALSTATE_AGENT_MODEL__REFUSE_SHARE="0.15",
+        GOALSTATE_AGENT_MODEL__REFUSE_SHARE="0.1",
         GOALSTATE_AGENT_MODEL__SEED="3",
+        GOALSTATE_AGENT_PENDING_DEADLINE_S="1",
     )
     region = tmp_path / "region.yaml"
     made = run(
-        *("generate", "--hosts", 4, "--group-size", 4, "--vpcs", "6x8", "--seed", 5, "-o", region)
+        *("generate", "--hosts", 4, "--group-size", 4, "--vpcs", "6x4", "--seed", 5, "-o", region)
     )
     assert made.code == 0, made.err
     assert run("apply", region, "--dpm", two.address).code == 0
 
     def exceptions() -> set[tuple[str, str]]:
-        told = run("status", "--exceptions", "--json", "--dpm", two.address).document
-        return {(one["host"], one["id"]) for one in told["exception_list"]}
+        with northbound.connect(two.address) as client:
+            return {(e.host, e.id) for e in client.status(exceptions=1000).exception_list}
 
     source = ("--broker", system.broker.url, "--region", system.region, "--dpm", one.address)
 
