@@ -316,6 +316,27 @@ def test_hosts_are_of_every_shard_and_stay_where_any_needs_them() -> None:
     play(scenario)
 
 
+def test_who_took_hosts_is_said_where_not_all_shards_did() -> None:
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        await settled(*started)
+        hosts = Intent(hosts=(Host("host-000000", "100.64.9.9", "02:00:00:00:09:09", "r"),))
+        lost = Topics(shards=SHARDS, shard=3).intent_log
+        region.cut(Wire.FAILS, lost)
+        error = await error_of(one.apply(hosts))
+        region.mend()
+        assert error.code() is CODES.UNAVAILABLE
+        assert "hosts are of every shard, and of these took them: 0, 1, 2, 4, 5; shard 3: " in str(
+            error.details()
+        )
+        await settled(*started)
+        again = await two.apply(hosts)
+        assert again.changed_objects == 1, "where it was lacking"
+        assert {c.shard: c.change for c in again.shard_changes} == dict.fromkeys(range(SHARDS), 1)
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("goes", NAMES)
 def test_one_that_goes_leaves_its_shards_to_the_others_and_nothing_is_lost(goes: str) -> None:
     async def main() -> None:
@@ -361,7 +382,7 @@ def test_a_region_is_divided_once_and_for_all(shards: int) -> None:
 @pytest.mark.parametrize("registers", [True, False])
 def test_an_agent_that_was_told_another_number_of_shards_does_not_start(registers: bool) -> None:
     async def scenario(region: Region, started: list[Served]) -> None:
-        more = {} if registers else {"register_with": None}
+        more: dict[str, Any] = {} if registers else {"register_with": None}
         with pytest.raises(
             StartError, match="6 shards, and this agent was told 2: give --shards 6"
         ):
@@ -486,7 +507,7 @@ def test_refusals_of_several_shards_are_told_together_and_published_again() -> N
         one, two, three = started
         await settled(*started)
         model = {"refuse_ids": ("v?-p0",), "refuse_times": 1}
-        retries = {"retry_attempts": 1, "data_plane": "modelled", "model": model}
+        retries: dict[str, Any] = {"retry_attempts": 1, "data_plane": "modelled", "model": model}
         async with agents(region, one.facts["listen"], **retries):
             numbers = (1, 2, 3, 4)
             assert len({shard(n) for n in numbers}) > 1

@@ -137,6 +137,16 @@ def test_what_is_of_one_shard_is_one_part() -> None:
     assert sharding.split(message(SOME_HOSTS), SHARDS, nowhere) == [(HOSTS, message(SOME_HOSTS))]
 
 
+def test_what_may_be_over_several_shards_is_known_without_asking() -> None:
+    assert not sharding.is_wide(message(network(1), Intent(ports=(port(1, 0, "h0"),))))
+    assert not sharding.is_wide(message(SOME_HOSTS))
+    assert not sharding.is_wide(message(Intent(deletes=(Deletion(K.PORT, "p"),))))
+    assert sharding.is_wide(message(network(1), network(2)))
+    assert sharding.is_wide(message(SOME_HOSTS, network(1)))
+    assert sharding.is_wide(message(network(1), Intent(deletes=(Deletion(K.PORT, "p"),))))
+    assert sharding.is_wide(message(Intent(deletes=(Deletion(K.PORT, "p"), Deletion(K.PORT, "q")))))
+
+
 def test_what_another_shard_has_is_a_rival() -> None:
     other = accepted(*build())
     given_there = next(iter(other.objects(K.PORT)))
