@@ -378,7 +378,9 @@ class Engine:
                         await self._log.append(log_pb2.Record(published=note))
         except (TimeoutError, BusError) as error:
             # Whatever is in the log is published by whoever serves next.
-            log.warning("left with work outstanding", error=str(error) or "no answer in time")
+            why = str(error) or "no answer in time"
+            log.warning("left with work outstanding", error=why)
+            self._fail_appended(BusError(why))
 
     async def _lost_the_log(self, error: BaseException) -> None:
         """Memory is ahead of the log: become what the log says, when the broker lets us."""
