@@ -4,6 +4,7 @@ asked, and each VPC has one writer."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -423,6 +424,68 @@ def test_one_that_comes_later_is_given_its_share(monkeypatch: pytest.MonkeyPatch
                 assert len(whole.vpcs) == len(VPCS)
 
     asyncio.run(main())
+
+
+def test_shards_that_are_handed_over_under_load_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "LOOK_S", 0.05)
+
+    async def change(of: list[Served], number: int, over: asyncio.Event) -> dict[str, str]:
+        """Rename the ports of a VPC in turn, by whoever takes it; gives the names acknowledged."""
+        names: dict[str, str] = {}
+        for tries, n in enumerate(itertools.cycle(range(HOSTS))):
+            if over.is_set() and len(names) == HOSTS:
+                return names
+            renamed = port(number, n, f"host-{n:06d}", f"v{number}-web")._replace(
+                name=f"name-{tries}"
+            )
+            if await answer_of(of[tries % len(of)].apply(Intent(ports=(renamed,)))) is None:
+                names.pop(renamed.id, None)  # it may be either
+                await asyncio.sleep(0.01)
+            else:
+                names[renamed.id] = renamed.name
+        raise AssertionError("never ends")
+
+    async def main() -> None:
+        region, over = Region(), asyncio.Event()
+        async with (
+            publishers(region, "one") as (one,),
+            agents(region, one.facts["listen"]),
+            publishers(region, "two", "three") as (two, three),
+        ):
+            asked = [one, two, three]
+            for number in VPCS:
+                async with asyncio.timeout(BOUND):
+                    while (await answer_of(one.apply(vpc(number)))) is None:
+                        pass
+            loads = [asyncio.ensure_future(change(asked, number, over)) for number in VPCS]
+            async with asyncio.timeout(BOUND):
+                shares: list[int] = []
+                while shares != [2, 2, 2]:
+                    shards = await settled(*asked)
+                    shares = sorted(Counter(s.active_writer for s in shards).values())
+            over.set()
+            wanted = {id_: name for load in loads for id_, name in (await load).items()}
+            assert len(wanted) == HOSTS * len(VPCS)
+            for each in asked:
+                assert (
+                    wanted.items() <= {p.id: p.name for p in (await intent(each))[0].ports}.items()
+                )
+            await converged(two)
+        assert any(len(epochs) > 1 for epochs in writers(region)), "shards changed hands"
+
+    asyncio.run(main())
+
+
+async def answer_of(call: Any) -> api.ApplyReply | None:
+    """None where nobody serves the shard just now."""
+    try:
+        reply: api.ApplyReply = await call
+    except grpc.aio.AioRpcError as error:
+        assert error.code() is CODES.UNAVAILABLE, error
+        return None
+    return reply
 
 
 def test_of_two_that_are_told_differently_one_serves_whatever_they_do_first() -> None:
