@@ -14,7 +14,7 @@ import pytest
 from goalstate.bus.brokers import Broker
 from goalstate.bus.process import Child
 from goalstate.cli import northbound
-from goalstate.cli.errors import Undecided, Unreachable
+from goalstate.cli.errors import ExitCode, Undecided, Unreachable
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from tests.integration.processes import BOUND, System, run, until
@@ -225,6 +225,8 @@ def test_what_is_refused_in_several_shards_is_listed_and_replayed(
 
     def taken() -> bool:  # another revision draws another lot
         ran = run("dead-letters", "replay", "--all", "--wait", "--timeout", 1, "--json", *source)
+        if ran.code == ExitCode.UNREACHABLE:
+            return False  # it has too much to do just now
         assert ran.code in (0, 3), ran.err
         return not json.loads(ran.out)["change"]
 
