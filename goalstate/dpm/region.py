@@ -95,11 +95,11 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         if belongs.violations:
             await refuse(context, IntentRejected(belongs.violations))
         if belongs.place == sharding.HOSTS:
-            violations = await self._of_hosts(request.intent)
-            if violations:
-                await refuse(context, IntentRejected(violations))
-            calls = {n: self._stub.Apply(request, **self._as(n, context)) for n in self._all}
-            return _whole(request, await self._each(calls, "hosts are of every shard", context))
+            whole = await self._apply_hosts(request, context)
+            if whole.violations:
+                found = [Violation(v.path, v.reason, v.message) for v in whole.violations]
+                await refuse(context, IntentRejected(found))
+            return whole
         shard = belongs.shard
         rivals = await self._rivals(request.intent, shard)
         if rivals:
@@ -130,13 +130,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         if belongs.violations:
             return _refusal(request, belongs.violations)
         if belongs.place == sharding.HOSTS:
-            violations = await self._of_hosts(request.intent)
-            if violations:
-                return _refusal(request, violations)
-            calls = {n: self._as_stream(n, request, context) for n in self._all}
-            replies = await self._each(calls, "hosts are of every shard", context)
-            refused = next((reply for reply in replies.values() if reply.violations), None)
-            return refused or _whole(request, replies)
+            return await self._apply_hosts(request, context)
         shard = belongs.shard
         rivals = await self._rivals(request.intent, shard)
         if rivals:
@@ -147,6 +141,17 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         else:
             reply = await self._alike(self._as_stream(shard, request, context), context)
         return self._taken(request.intent, shard, reply)
+
+    async def _apply_hosts(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
+        """The answer, which may be a refusal."""
+        violations = await self._of_hosts(request.intent)
+        if violations:
+            return _refusal(request, violations)
+        # As streams, which wait where there is too much to do: none is to lack what others took.
+        calls = {n: self._as_stream(n, request, context) for n in self._all}
+        replies = await self._each(calls, "hosts are of every shard", context)
+        refused = next((reply for reply in replies.values() if reply.violations), None)
+        return refused or _whole(request, replies)
 
     async def _as_stream(
         self, shard: int, request: api.ApplyRequest, context: Context

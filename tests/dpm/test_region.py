@@ -16,6 +16,7 @@ import pytest
 
 from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
+from goalstate.dpm import __main__ as publisher
 from goalstate.dpm import peers, spread
 from goalstate.dpm.errors import LogUnreadable
 from goalstate.dpm.service import RETRY_AFTER
@@ -32,6 +33,7 @@ from tests.dpm.test_service import (
     BOUND,
     CODES,
     Served,
+    config,
     error_of,
     intent,
     metrics_at,
@@ -70,7 +72,7 @@ async def agents(
 ) -> AsyncIterator[dict[str, Any]]:
     """The hosts, made known to the publisher at `address`."""
     given = {"hosts": HOSTS, "group_size": 2, "shards": SHARDS, "lease_s": 5.0, **more}
-    config = AgentConfig(
+    settings = AgentConfig(
         broker="memory://",
         region="region",
         report_shards=1,
@@ -80,7 +82,7 @@ async def agents(
     ).model_copy(update={"audit_interval_s": audit_interval_s})  # shorter than it may be
     ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     stop, bus = asyncio.Event(), region.bus()
-    running = asyncio.ensure_future(agent.run(config, ready=ready.set_result, stop=stop, bus=bus))
+    running = asyncio.ensure_future(agent.run(settings, ready=ready.set_result, stop=stop, bus=bus))
     waits: list[asyncio.Future[Any]] = [running, ready]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
@@ -654,3 +656,22 @@ def test_a_region_that_is_not_divided_says_nothing_of_shards() -> None:
             assert not [name for name in region.broker.topics if "shard-" in name]
 
     asyncio.run(main())
+
+
+def test_the_logs_and_snapshots_of_all_shards_are_kept_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Asked(Exception):
+        pass
+
+    async def ensure(url: str, tenant: str, region: str, **kept: Any) -> None:
+        topics = Topics("persistent://goalstate/region", shards=3).all_shards()
+        assert set(kept["for_good"]) == {
+            name for each in topics for name in (each.intent_log, each.intent_snapshots)
+        }
+        assert len(kept["for_good"]) == 6
+        raise Asked
+
+    monkeypatch.setattr(publisher, "ensure_namespace", ensure)
+    with pytest.raises(Asked):
+        asyncio.run(publisher.run(config(admin_url="http://127.0.0.1:1", shards=3)))
