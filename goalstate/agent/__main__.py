@@ -10,13 +10,17 @@ remote agents ◀─ Proxy ×N, with their PushDataPlanes                (remote
 gRPC clients ──▶ InspectionService┤ what is applied
 Prometheus ────▶ /metrics ────────┤ FleetMetrics
 state file ◀─▶ Storing ◀──────────┘ what is held
+
+Of a fleet and what it follows, reports and stores there is one for each shard of the region. They
+share the bus, the services, the counters and the data planes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -30,18 +34,21 @@ from goalstate.agent.alcor.remotes import RemoteHost
 from goalstate.agent.alcor.service import Capabilities, Provisioner, SubscribeInfo
 from goalstate.agent.config import AgentConfig
 from goalstate.agent.core import SECOND_NS, HostSettings
+from goalstate.agent.counters import Counters
 from goalstate.agent.dataplanes import (
     DataPlane,
     MemoryDataPlane,
     ModelledDataPlane,
     ProgrammingModel,
 )
+from goalstate.agent.division import check_division
 from goalstate.agent.fleet import Fleet, FleetSettings, Member, counts
 from goalstate.agent.inspection import InspectionService
 from goalstate.agent.metrics import registry
 from goalstate.agent.registration import register
 from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.session import SessionClient
+from goalstate.agent.sharing import SharedDataPlane
 from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import Bus
 from goalstate.bus.connect import connect
@@ -86,7 +93,9 @@ async def run(
     BusError.
     """
     stop = stop or asyncio.Event()
-    topics = Topics(f"persistent://goalstate/{config.region}", config.report_shards)
+    topics = Topics(
+        f"persistent://goalstate/{config.region}", config.report_shards, shards=config.shards
+    )
     remote = _remotes(config)
     pushed = config.source == "alcor"
     hosts = [
@@ -121,8 +130,8 @@ async def run(
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     own_bus = bus is None
     http: tuple[Any, Any] | None = None
-    fleet: Fleet | None = None
-    state: StateFile | None = None
+    fleets: list[Fleet] = []
+    states: list[StateFile] = []
     answers: Answers | None = None
     proxies: list[Proxy] = []
     try:
@@ -130,43 +139,30 @@ async def run(
         facts["listen"] = bind(server, config.inspect) if config.inspect else None
         if config.state_dir is not None:
             ids = [host.id for host in hosts]
-            state = await asyncio.to_thread(StateFile.open, config.state_dir, config.region, ids)
+            for shard in range(config.shards):
+                folder = _folder(config.state_dir, shard)
+                states.append(await asyncio.to_thread(StateFile.open, folder, config.region, ids))
         if bus is None and config.broker is not None:
             bus = await connect(config.broker)
+        if bus is not None and config.shards > 1:
+            await check_division(bus, topics)
         if pushed:
             answers = Answers(pending_s=config.alcor_pending_s, answer_s=config.alcor_answer_s)
-        fleet = Fleet(
-            bus,
-            members,
-            FleetSettings(
-                HostSettings(
-                    topics,
-                    pending_deadline_ns=int(config.pending_deadline_s * SECOND_NS),
-                    program_limit=config.program_limit,
-                    audit_interval_ns=int(config.audit_interval_s * SECOND_NS),
-                    retry=RetryPolicy(
-                        config.retry_attempts,
-                        int(config.retry_delay_s * SECOND_NS),
-                        int(config.retry_max_delay_s * SECOND_NS),
-                    ),
-                    sessions=bool(config.publishers),
-                ),
-                # Processes spread over the shards; one process keeps to one.
-                report_topic=topics.reports(os.getpid()),
-                dead_letter_topic=topics.dead_letters(os.getpid()),
-                clock_id=clock_id(),
-                lease_s=config.lease_s,
-                report_delay_s=config.report_delay_ms / 1e3,
-                open_readers_at_a_time=config.open_readers_at_a_time,
-                read_checkpoints_at_a_time=config.read_checkpoints_at_a_time,
-                inspection_address=facts["listen"] or "",
-                shared_decoding=config.decoding == "shared",
-            ),
-            _data_planes(config),
-            state,
-            answers,
-            sessions=SessionClient(config.publishers) if config.publishers else None,
-        )
+        counters, data_planes = Counters(), _data_planes(config)
+        for of_shard in topics.all_shards():
+            fleets.append(
+                Fleet(
+                    bus,
+                    members,
+                    _settings(config, of_shard, facts["listen"] or ""),
+                    data_planes,
+                    states[of_shard.shard] if states else None,
+                    answers,
+                    sessions=_session(config, of_shard),
+                    counters=counters,
+                )
+            )
+        fleet = fleets[0]  # the only one, where the hosts are pushed to or push
         proxies += [
             Proxy(
                 fleet,
@@ -177,9 +173,11 @@ async def run(
             )
             for one in remote
         ]
-        http = serve_metrics(config.metrics_address, config.metrics_port, registry(fleet, proxies))
+        http = serve_metrics(
+            config.metrics_address, config.metrics_port, registry(*fleets, proxies=proxies)
+        )
         facts["metrics"] = f"{config.metrics_address}:{http[0].server_port}" if http else None
-        agent_pb2_grpc.add_InspectionServicer_to_server(InspectionService(fleet), server)
+        agent_pb2_grpc.add_InspectionServicer_to_server(InspectionService(*fleets), server)
         formats = tuple(_FORMATS[name] for name in config.alcor_formats) if pushed else ()
         agent_pb2_grpc.add_CapabilitiesServicer_to_server(Capabilities(fleet, formats), server)
         names = [SERVICE, CAPABILITIES]
@@ -196,9 +194,10 @@ async def run(
         )
         await server.start()
         registered = config.register_with is None or await unless(
-            stop, register(hosts, config.register_with, config.register_timeout_s)
+            stop,
+            register(hosts, config.register_with, config.register_timeout_s, shards=config.shards),
         )
-        if registered and await unless(stop, fleet.start()):
+        if registered and await unless(stop, _start(fleets)):
             for proxy in proxies:
                 proxy.start()
             for name in ("", *names):
@@ -219,9 +218,9 @@ async def run(
             http[0].server_close()
         await server.stop(0)
         await asyncio.gather(*(proxy.stop() for proxy in proxies))
-        if fleet is not None:
+        for fleet in fleets:
             await fleet.stop()
-        if state is not None:
+        for state in states:
             await asyncio.to_thread(state.close)
         if own_bus and bus is not None:
             await bus.close()
@@ -242,12 +241,65 @@ def _remotes(config: AgentConfig) -> list[RemoteHost]:
     return found
 
 
+def _settings(config: AgentConfig, topics: Topics, listen: str) -> FleetSettings:
+    """Of the fleet of one shard. What bounds the process is divided among them."""
+    return FleetSettings(
+        HostSettings(
+            topics,
+            pending_deadline_ns=int(config.pending_deadline_s * SECOND_NS),
+            program_limit=config.program_limit,
+            audit_interval_ns=int(config.audit_interval_s * SECOND_NS),
+            retry=RetryPolicy(
+                config.retry_attempts,
+                int(config.retry_delay_s * SECOND_NS),
+                int(config.retry_max_delay_s * SECOND_NS),
+            ),
+            sessions=bool(config.publishers),
+        ),
+        # Processes spread over the topics; one process keeps to one.
+        report_topic=topics.reports(os.getpid()),
+        dead_letter_topic=topics.dead_letters(os.getpid()),
+        clock_id=clock_id(),
+        lease_s=config.lease_s,
+        report_delay_s=config.report_delay_ms / 1e3,
+        open_readers_at_a_time=-(-config.open_readers_at_a_time // config.shards),
+        read_checkpoints_at_a_time=-(-config.read_checkpoints_at_a_time // config.shards),
+        inspection_address=listen,
+        shared_decoding=config.decoding == "shared",
+    )
+
+
+def _session(config: AgentConfig, topics: Topics) -> SessionClient | None:
+    if not config.publishers:
+        return None
+    return SessionClient(config.publishers, shard=topics.shard if topics.shards > 1 else None)
+
+
+def _folder(state_dir: Path, shard: int) -> Path:
+    return state_dir / f"shard-{shard}" if shard else state_dir
+
+
+async def _start(fleets: Sequence[Fleet]) -> None:
+    await asyncio.gather(*(fleet.start() for fleet in fleets))
+
+
 def _data_planes(config: AgentConfig) -> Callable[[str], DataPlane]:
-    if config.data_plane == "memory":
-        return lambda host: MemoryDataPlane()
+    """Of each host one, whichever shards program it."""
     model = ProgrammingModel(**config.model.model_dump())
     later = asyncio.get_running_loop().call_later
-    return lambda host: ModelledDataPlane(model, later, name=host)
+    shared: dict[str, SharedDataPlane] = {}
+
+    def make(host: str) -> MemoryDataPlane | ModelledDataPlane:
+        if config.data_plane == "memory":
+            return MemoryDataPlane()
+        return ModelledDataPlane(model, later, name=host)
+
+    def share(host: str) -> DataPlane:
+        if host not in shared:
+            shared[host] = SharedDataPlane(make(host))
+        return shared[host].share()
+
+    return share if config.shards > 1 else make
 
 
 def main(config: AgentConfig) -> None:

@@ -64,6 +64,7 @@ class AgentConfig(BaseSettings):
     region: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     report_shards: int = Field(default=4, ge=1, le=1024, description="as the publisher has it")
 
+    shards: int = Field(default=1, ge=1, le=256, description="into how many the region is divided")
     hosts: int = Field(default=1, ge=1, description="how many hosts this process plays")
     first: int = Field(default=0, ge=0, description="number of the first one")
     host_prefix: str = Field(default="host", min_length=1, max_length=100)
@@ -156,6 +157,11 @@ class AgentConfig(BaseSettings):
             raise ValueError("counting_share: hosts that push or are pushed to decode everything")
         if pushing and self.state_dir is not None:
             raise ValueError("state_dir: a process that pushes (remotes) stores nothing")
+        if self.shards > 1 and (pushing or self.source == "alcor"):
+            raise ValueError(
+                "shards: hosts that push or are pushed to (remotes, source: alcor) have one order "
+                "of their own, and cannot be of a region that is divided"
+            )
         if self.source == "alcor" and self.inspect is None:
             raise ValueError("inspect: it is also where source: alcor is served")
         return self

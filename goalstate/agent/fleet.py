@@ -201,15 +201,17 @@ class Fleet:
         answers: Speaker | None = None,
         *,
         sessions: SessionClient | None = None,
+        counters: Counters | None = None,
     ) -> None:
         """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
         `sessions` carries the streams that are not on the bus, and is closed with the fleet;
-        without it, hosts must refuse them (`HostSettings.sessions`).
+        without it, hosts must refuse them (`HostSettings.sessions`). `counters` are shared with
+        the fleets of other shards.
 
         `answers`: the hosts are pushed to, and this tells what became of it; only then there may be
         no bus. Raises ValueError for a host given twice.
         """
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.settings = settings
         self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
         self.readers = Readers(

@@ -23,20 +23,28 @@ from goalstate.gs.streams import StreamId
 
 
 class InspectionService(agent_pb2_grpc.InspectionServicer):
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, *fleets: Fleet) -> None:
+        """Of the same hosts, one fleet for each shard of the region."""
+        self._fleets = fleets
 
     async def ListHosts(
         self, request: agent_pb2.ListHostsRequest, context: grpc.aio.ServicerContext
     ) -> agent_pb2.ListHostsReply:
-        return agent_pb2.ListHostsReply(
-            hosts=[summary(host.core) for host in self._fleet.hosts.values()]
-        )
+        heads: dict[str, agent_pb2.HostSummary] = {}
+        for fleet in self._fleets:
+            for name, host in fleet.hosts.items():
+                one = summary(host.core)
+                if name in heads:  # what is single is the same, or adds up
+                    one.resources += heads[name].resources
+                    heads[name].MergeFrom(one)
+                else:
+                    heads[name] = one
+        return agent_pb2.ListHostsReply(hosts=heads.values())
 
     async def GetApplied(
         self, request: agent_pb2.GetAppliedRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[agent_pb2.Applied]:
-        hosts = self._fleet.hosts
+        hosts = self._fleets[0].hosts
         unknown = [host for host in request.hosts if host not in hosts]
         if unknown:
             await context.abort(
@@ -57,11 +65,12 @@ class InspectionService(agent_pb2_grpc.InspectionServicer):
                     grpc.StatusCode.INVALID_ARGUMENT, f"type: {request.type} is no kind of resource"
                 )
         for name in request.hosts or list(hosts):
-            core = hosts[name].core
-            for stream in list(core.streams.values()):
-                if only in (None, stream.id):
-                    for piece in pieces(core, stream, kinds, summary=request.summary):
-                        yield piece
+            for fleet in self._fleets:
+                core = fleet.hosts[name].core
+                for stream in list(core.streams.values()):
+                    if only in (None, stream.id):
+                        for piece in pieces(core, stream, kinds, summary=request.summary):
+                            yield piece
 
 
 def pieces(

@@ -24,19 +24,21 @@ PREFIX = "goalstate_agent_"
 class FleetMetrics(Collector):
     """Collects a fleet's numbers. Scrapes come on a thread of their own and read only."""
 
-    def __init__(self, fleet: Fleet, proxies: Sequence[Proxy] = ()) -> None:
-        self._fleet = fleet
+    def __init__(self, *fleets: Fleet, proxies: Sequence[Proxy] = ()) -> None:
+        """Of the same hosts and with the same counters, one fleet for each shard of the region."""
+        self._fleets = fleets
         self._proxies = proxies
 
     def collect(self) -> Iterator[Metric]:
-        fleet, counters = self._fleet, self._fleet.counters
+        fleet, counters = self._fleets[0], self._fleets[0].counters
         hosts = [host.core for host in list(fleet.hosts.values())]
+        cores = [host.core for fleet in self._fleets for host in list(fleet.hosts.values())]
         counting = sum(core.counting for core in hosts)
         yield _gauge(
             "hosts",
             "Hosts played, by whether they decode all of their streams.",
             "mode",
-            {"full": len(hosts) - counting, "counting": counting},
+            {"full": len(fleet.hosts) - counting, "counting": counting},
         )
         yield _counter(
             "messages",
@@ -52,7 +54,7 @@ class FleetMetrics(Collector):
         )
         held = 0
         exceptions = {"pending": 0, "refused": 0, "retrying": 0}
-        for core in hosts:
+        for core in cores:
             for stream in list(core.streams.values()):
                 held += sum(map(len, list(stream.live.held.values())))
             for fault in list(core.programming.exceptions.values()):
@@ -101,19 +103,22 @@ class FleetMetrics(Collector):
                 "speaks",
                 {what: speaks[what] for what in SPEAKS},
             )
-        yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", fleet.readers.open)
-        sessions = fleet.sessions
-        if sessions is not None:
+        readers = sum(fleet.readers.open for fleet in self._fleets)
+        yield GaugeMetricFamily(PREFIX + "readers", "Open readers.", readers)
+        sessions = [fleet.sessions for fleet in self._fleets if fleet.sessions is not None]
+        if sessions:
             text = "Sessions with the publisher that are open."
-            yield GaugeMetricFamily(PREFIX + "sessions", text, int(sessions.is_open))
+            is_open = sum(one.is_open for one in sessions)
+            yield GaugeMetricFamily(PREFIX + "sessions", text, is_open)
             text = "Messages that came over sessions, once for all hosts."
-            yield CounterMetricFamily(PREFIX + "session_messages", text, sessions.follows.messages)
+            messages = sum(one.follows.messages for one in sessions)
+            yield CounterMetricFamily(PREFIX + "session_messages", text, messages)
 
 
-def registry(fleet: Fleet, proxies: Sequence[Proxy] = ()) -> CollectorRegistry:
+def registry(*fleets: Fleet, proxies: Sequence[Proxy] = ()) -> CollectorRegistry:
     """A registry of its own: one process may run several fleets."""
     made = CollectorRegistry()
-    made.register(FleetMetrics(fleet, proxies))
+    made.register(FleetMetrics(*fleets, proxies=proxies))
     return made
 
 

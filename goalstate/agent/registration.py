@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import grpc
 import structlog
 
+from goalstate.agent.division import check_shards
 from goalstate.gs.naming import SimulatedHost
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
@@ -23,10 +24,13 @@ RETRY_S = 1.0
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-async def register(hosts: Sequence[SimulatedHost], address: str, timeout_s: float) -> None:
-    """Returns when the DPM at `address` has accepted all hosts.
+async def register(
+    hosts: Sequence[SimulatedHost], address: str, timeout_s: float, *, shards: int = 1
+) -> None:
+    """Returns when the DPM at `address` has accepted all hosts, in each of the region's shards.
 
-    Raises StartError if it refuses one, or does not accept them within `timeout_s` seconds.
+    Raises StartError if it refuses one, if its region is divided into another number of shards, or
+    if it does not accept them within `timeout_s` seconds.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -45,20 +49,21 @@ async def register(hosts: Sequence[SimulatedHost], address: str, timeout_s: floa
                     for host in batch
                 ]
             )
-            await _apply(stub, api.ApplyRequest(intent=intent), address, deadline)
+            reply = await _apply(stub, api.ApplyRequest(intent=intent), address, deadline)
+            check_shards(len(reply.shard_changes) or 1, shards)
             log.info("registered", hosts=first + len(batch), of=len(hosts), dpm=address)
 
 
 async def _apply(
     stub: api_grpc.DataPlaneManagerStub, request: api.ApplyRequest, address: str, deadline: float
-) -> None:
+) -> api.ApplyReply:
     loop = asyncio.get_running_loop()
     reason = ""
     while True:
         left = deadline - loop.time()
         try:
-            await stub.Apply(request, timeout=max(left, 0.001))
-            return
+            reply: api.ApplyReply = await stub.Apply(request, timeout=max(left, 0.001))
+            return reply
         except grpc.aio.AioRpcError as error:
             if error.code() not in _PASSING:
                 raise StartError(

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 #: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
 ACTIVE_ADDRESS = "goalstate-active-address"
+#: Metadata of a call: the shard that it is about.
+SHARD = "goalstate-shard"
 #: Seconds before another attempt: doubled at each failure up to the second number.
 BACKOFF_S = (0.1, 5.0)
 _OPTIONS = [
@@ -42,13 +44,17 @@ _OPTIONS = [
 class SessionClient:
     """Opens readers as a bus does, on the one session of the process."""
 
-    def __init__(self, addresses: Sequence[str], random: Random | None = None) -> None:
-        """`addresses`: HOST:PORT of publishers of the region, tried in turn."""
+    def __init__(
+        self, addresses: Sequence[str], random: Random | None = None, *, shard: int | None = None
+    ) -> None:
+        """`addresses`: HOST:PORT of publishers of the region, tried in turn. `shard`: whose streams
+        they are, where the region is divided."""
         self.follows = Follows()
         #: Sessions that were open so far, and whether one is.
         self.opened = 0
         self.is_open = False
         self._addresses = list(addresses)
+        self._metadata = () if shard is None else ((SHARD, str(shard)),)
         self._random = random or Random()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -97,7 +103,7 @@ class SessionClient:
         requests: asyncio.Queue[session_pb2.Request] = asyncio.Queue()
         async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
             stub: Any = session_pb2_grpc.StreamSessionsStub(channel)
-            call = stub.Open(_each(requests))
+            call = stub.Open(_each(requests), metadata=self._metadata)
             try:
                 # A publisher that serves answers with these before it has anything to tell.
                 await call.initial_metadata()

@@ -4,6 +4,7 @@ Laws: all input is read and understood before anything is sent, so a file that c
 changes nothing. Each document is one change: accepted whole or refused whole. The first refusal
 ends it, unless asked to go on: what comes after a document often builds on it, and would flood the
 terminal. Violations are told with file, document and path, the first ones to people, all in JSON.
+Where the region is divided, a document over several of its shards is taken apart, which is said.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import SHOWN, Output
 from goalstate.cli.plain import plain
 from goalstate.cli.rpc import MESSAGE_LIMIT
-from goalstate.gs import intent_codec
-from goalstate.gs.intent import Deletion, Intent, ObjectKind
+from goalstate.gs import intent_codec, sharding
+from goalstate.gs.intent import FIELDS, Deletion, Intent, ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import (
     ApplyReply,
@@ -32,6 +33,7 @@ from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import (
 _AROUND = 1024
 
 
+_KINDS = {field: kind for kind, field in FIELDS.items()}
 #: What to do about a reason of a refusal, by its word.
 _HINTS = {
     "IN_USE": "what is in use can be deleted with all that refers to it: `goalstate delete KIND ID "
@@ -81,6 +83,11 @@ def send(
                 "split it into several documents",
             )
     with connect(dpm) as client:
+        # What is of one VPC is of one shard, however many there are.
+        if any(sharding.is_wide(document.intent) for document in documents):
+            shards = client.shards()
+            if shards > 1:
+                documents = _taken_apart(client, documents, shards, out)
         replies = _send(client, documents, out, keep_going)
         waited = _wait(client, replies, wanted, out) if wanted is not None else None
     answered = _Answered(documents, replies, waited)
@@ -89,6 +96,38 @@ def send(
     if answered.refused:
         return ExitCode.REFUSED
     return convergence.exit_code(waited) if waited is not None else ExitCode.OK
+
+
+def _taken_apart(
+    client: DataPlaneManager, documents: Sequence[Document], shards: int, out: Output
+) -> list[Document]:
+    """The documents, each over several shards as its parts."""
+    given: dict[tuple[ObjectKind, str], str | None] = {}
+
+    def find(kind: ObjectKind, id_: str) -> str | None:
+        if (kind, id_) not in given:
+            given[kind, id_] = client.vpc_of(kind, id_)
+        return given[kind, id_]
+
+    parts = []
+    for document in documents:
+        found = sharding.split(document.intent, shards, find)
+        if len(found) < 2:
+            parts.append(document)
+        else:
+            out.note(
+                f"{document.name} is over several shards of the region: it becomes {len(found)} "
+                "changes, each accepted or refused by itself"
+            )
+            for place, part in found:
+                name = "hosts" if place == sharding.HOSTS else f"shard {place}"
+                parts.append(document._replace(intent=part, part=name))
+        # What a later document deletes may be what this one gives.
+        for one in sharding.placed(document.intent, shards, find):
+            if one.vpc_id and one.field != "deletes":
+                object_ = getattr(document.intent, one.field)[one.at]
+                given[_KINDS[one.field], object_.id] = one.vpc_id
+    return parts
 
 
 class _Answered:
@@ -104,6 +143,7 @@ class _Answered:
         self._newest = max((reply.change for reply in self._accepted), default=0)
         self._changed = sum(reply.changed_objects for reply in self._accepted)
         self._heads = _heads(self._accepted)
+        self._of_shards = [c.shard for reply in self._accepted for c in reply.shard_changes]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -144,7 +184,7 @@ class _Answered:
             )
         if self._accepted and self._changed:
             out.text(
-                f"accepted: {len(self._accepted)} intents up to change {self._newest}, "
+                f"accepted: {len(self._accepted)} intents {self._as_changes()}, "
                 f"{self._changed} objects changed, published on {len(self._heads)} streams"
             )
         elif self._accepted:
@@ -153,6 +193,11 @@ class _Answered:
             )
         if self._waited is not None:
             convergence.describe(self._waited, out)
+
+    def _as_changes(self) -> str:
+        if not self._of_shards:
+            return f"up to change {self._newest}"
+        return f"as {len(self._of_shards)} changes of {len(set(self._of_shards))} shards"
 
 
 def _send(
@@ -199,8 +244,10 @@ def _wait(
 ) -> Any:
     """One change is waited for by its number, several by everything published so far."""
     changed = [reply.change for reply in replies if reply.changed_objects]
-    if len(changed) == 1 and len(replies) == 1:
+    if len(changed) == 1 and len(replies) == 1 and len(replies[0].shard_changes) < 2:
         wanted.change = changed[0]
+        if replies[0].shard_changes:
+            wanted.shard = replies[0].shard_changes[0].shard
     elif any(not reply.violations for reply in replies):
         wanted.all = True
     else:

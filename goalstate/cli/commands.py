@@ -16,6 +16,7 @@ from goalstate.cli.options import (
     Dpm,
     Json,
     Quorum,
+    Shard,
     Stragglers,
     Timeout,
     Vpc,
@@ -109,6 +110,7 @@ def generate(
 def wait(
     vpc: Vpc = "",
     change: Change = 0,
+    shard: Shard = None,
     all_: All = False,
     quorum: Quorum = 1.0,
     timeout: Timeout = 60.0,
@@ -122,6 +124,7 @@ def wait(
     wanted = convergence.request(
         vpc=vpc,
         change=change,
+        shard=shard,
         everything=all_,
         quorum=quorum,
         timeout_s=timeout,
@@ -133,6 +136,7 @@ def wait(
 def watch(
     vpc: Vpc = "",
     change: Change = 0,
+    shard: Shard = None,
     all_: All = False,
     quorum: Quorum = 1.0,
     timeout: Timeout = 60.0,
@@ -146,6 +150,7 @@ def watch(
     wanted = convergence.request(
         vpc=vpc,
         change=change,
+        shard=shard,
         everything=all_,
         quorum=quorum,
         timeout_s=timeout,
@@ -248,6 +253,12 @@ def decode(
     broker: BrokerUrl = None,
     admin_url: AdminUrl = "",
     region: Annotated[str, typer.Option(help="Region of the stream.")] = "default",
+    shards: Annotated[
+        int, typer.Option(min=1, help="Into so many the region is divided: finds a VPC's stream.")
+    ] = 1,
+    shard: Annotated[
+        int, typer.Option(min=0, help="Of which shard: of an inbox or a security group.")
+    ] = 0,
     limit: Annotated[int, typer.Option(min=0, help="At most so many messages; 0: all.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Protobuf text format.")] = False,
@@ -255,10 +266,20 @@ def decode(
 ) -> None:
     """Show goal-state messages (v1 or v2, found from the bytes), with their envelopes."""
     from goalstate.cli import messages
+    from goalstate.gs.topics import Topics
 
     end(
         messages.decode_command(
-            files or [], topic, stream, broker, admin_url, region, limit, follow, text, Output(json)
+            files or [],
+            topic,
+            stream,
+            broker,
+            admin_url,
+            Topics(f"persistent://goalstate/{region}", shard=shard, shards=shards),
+            limit,
+            follow,
+            text,
+            Output(json),
         )
     )
 

@@ -20,6 +20,7 @@ def request(
     *,
     vpc: str = "",
     change: int = 0,
+    shard: int | None = None,
     everything: bool = False,
     quorum: float = 1.0,
     timeout_s: float = 60.0,
@@ -32,6 +33,8 @@ def request(
             "several things to wait for" if targets else "nothing to wait for",
             "give exactly one of --vpc, --change and --all",
         )
+    if shard is not None and not change:
+        raise InputError("a shard without a change", "--shard goes with --change")
     if not 0 < quorum <= 1:
         raise InputError(f"a quorum of {quorum:g} is none", "give a share over 0 and up to 1")
     if timeout_s < 0:
@@ -41,6 +44,8 @@ def request(
         wanted.vpc_id = vpc
     elif change:
         wanted.change = change
+        if shard is not None:
+            wanted.shard = shard
     else:
         wanted.all = True
     return wanted

@@ -120,7 +120,12 @@ def replay(
                 [ResourceName(type=type_, id=id_, host=host) for type_, id_, host in sorted(names)]
             )
             if wanted is not None:
-                wanted.change = reply.change
+                if len(reply.shard_changes) > 1:
+                    wanted.all = True
+                else:
+                    wanted.change = reply.change
+                    if reply.shard_changes:
+                        wanted.shard = reply.shard_changes[0].shard
                 waited = convergence.waited(client, wanted, out)
     out.result(
         {

@@ -32,10 +32,12 @@ class Document(NamedTuple):
     source: str
     number: int
     intent: intent_pb2.Intent
+    #: Which part of it this is, where the region is divided and it was taken apart.
+    part: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.source}, document {self.number}"
+        return f"{self.source}, document {self.number}" + (f" ({self.part})" if self.part else "")
 
 
 def read(paths: Iterable[str]) -> list[Document]:

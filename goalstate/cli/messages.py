@@ -28,7 +28,8 @@ from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1.agent_pb2 import DeadLetters, Report
 from goalstate.gs.pb.goalstate.log.v1.log_pb2 import Record
 from goalstate.gs.resources import STATES_FIELD
-from goalstate.gs.streams import StreamId
+from goalstate.gs.sharding import shard_of
+from goalstate.gs.streams import StreamId, StreamKind
 from goalstate.gs.topics import Topics
 from goalstate.gs.versions import FORMAT_V1, decode
 
@@ -63,7 +64,7 @@ def decode_command(
     stream: str,
     broker: str | None,
     admin_url: str,
-    region: str,
+    topics: Topics,
     limit: int,
     follow: bool,
     as_text: bool,
@@ -80,7 +81,8 @@ def decode_command(
         raise InputError(
             "reading a topic needs a broker", "give --broker URL (GOALSTATE_BROKER_URL)"
         )
-    topics = Topics(f"persistent://goalstate/{region}")
+    if topics.shard >= topics.shards:
+        raise InputError(f"there is no shard {topics.shard} of {topics.shards}", "see --help")
     name = topic_of_stream(topics, stream) if stream else topic
     _check_is_there(admin_url, name)
     return asyncio.run(_decode_topic(broker, topics, name, out, as_text, limit, follow))
@@ -94,9 +96,12 @@ def decode_files(paths: Iterable[str], as_text: bool, out: Output) -> ExitCode:
 
 
 def topic_of_stream(topics: Topics, stream: str) -> str:
-    """Raises InputError."""
+    """Of a VPC in the shard that it is of, else in that of `topics`. Raises InputError."""
     try:
-        return topics.of_stream(StreamId.parse(stream))
+        one = StreamId.parse(stream)
+        if one.kind is StreamKind.VPC:
+            topics = topics._replace(shard=shard_of(one.id, topics.shards))
+        return topics.of_stream(one)
     except ValueError as error:
         raise InputError(str(error), "write it as vpc/ID, sg/ID or inbox/GROUP") from None
 
@@ -161,11 +166,12 @@ async def _messages(bus: Bus, topic: str, follow: bool) -> AsyncIterator[BusMess
 
 def _raw(message: BusMessage, topics: Topics) -> Raw:
     type_: type[Message] | None = None
-    if message.topic == topics.intent_log:
-        type_ = Record
-    elif message.topic in {topics.reports(shard) for shard in range(topics.report_shards)}:
-        type_ = Report
-    elif message.topic in {topics.dead_letters(shard) for shard in range(topics.report_shards)}:
+    for one in topics.all_shards():
+        if message.topic == one.intent_log:
+            type_ = Record
+        elif message.topic in {one.reports(number) for number in range(one.report_shards)}:
+            type_ = Report
+    if message.topic in {topics.dead_letters(number) for number in range(topics.report_shards)}:
         type_ = DeadLetters
     name = f"{message.topic} at {message.position.hex()}"
     properties = dict(message.properties)

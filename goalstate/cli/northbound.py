@@ -8,6 +8,7 @@ from typing import Any
 
 from goalstate.cli.errors import InputError
 from goalstate.cli.rpc import CALL_S, Server
+from goalstate.gs.intent import FIELDS, ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2_grpc import (
@@ -75,6 +76,24 @@ class DataPlaneManager:
         with self._server.errors("the status"):
             reply: api.StatusReply = self._stub.GetStatus(request, timeout=CALL_S)
         return reply
+
+    def shards(self) -> int:
+        """Into how many the region is divided."""
+        with self._server.errors("the intent"):  # which is why it is asked
+            reply = self._stub.GetStatus(api.StatusRequest(brief=True), timeout=CALL_S)
+        return len(reply.shards) or 1
+
+    def vpc_of(self, kind: ObjectKind, id_: str) -> str | None:
+        """The VPC of an object; None: there is no such object, or it is a host."""
+        try:
+            found = self.intent(kind=int(kind), id_=id_)  # type: ignore[arg-type]
+        except InputError:
+            return None
+        for object_ in getattr(found, FIELDS[kind]):
+            if kind is ObjectKind.DHCP:
+                return self.vpc_of(ObjectKind.PORT, object_.port_id)
+            return str(object_.id if kind is ObjectKind.VPC else getattr(object_, "vpc_id", ""))
+        return None
 
     def intent(
         self,

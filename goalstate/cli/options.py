@@ -40,6 +40,9 @@ Stragglers = Annotated[int, typer.Option(min=1, help="So many stragglers are nam
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the hosts have applied it.")]
 Vpc = Annotated[str, typer.Option(help="Everything published for this VPC so far.")]
 Change = Annotated[int, typer.Option(min=0, help="This change, wherever it went.")]
+Shard = Annotated[
+    int | None, typer.Option(min=0, help="Whose change it is, where the region is divided.")
+]
 All = Annotated[bool, typer.Option("--all", help="Everything published so far.")]
 
 

@@ -70,6 +70,9 @@ def dpm_serve(
         str | None,
         typer.Option(help="pulsar, or auto: small VPCs travel over sessions that agents open."),
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Into so many the region is divided.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="All settings, as YAML.")] = None,
     ready_file: ReadyFile = None,
 ) -> None:
@@ -85,6 +88,7 @@ def dpm_serve(
             metrics_port=metrics_port,
             region=region,
             channel=channel,
+            shards=shards,
             ready_file=ready_file,
         )
     )
@@ -97,6 +101,9 @@ def agent_run(
     host_prefix: Annotated[str | None, typer.Option(help="What host names begin with.")] = None,
     group_size: Annotated[int | None, typer.Option(min=1, help="Hosts of a group.")] = None,
     region: Annotated[str | None, typer.Option(help="Name of the region.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Into so many the region is divided.")
+    ] = None,
     data_plane: Annotated[str | None, typer.Option(help="memory or modelled.")] = None,
     counting_share: Annotated[
         float | None,
@@ -152,6 +159,7 @@ def agent_run(
             host_prefix=host_prefix,
             group_size=group_size,
             region=region,
+            shards=shards,
             data_plane=data_plane,
             counting_share=counting_share,
             decoding=decoding,

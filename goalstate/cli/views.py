@@ -51,6 +51,9 @@ def status(dpm: str, vpc: str, hosts: bool, exceptions: int, out: Output) -> Exi
     if reply.exceptions_by_vpc:
         by_vpc = {vpc or "(none)": count for vpc, count in reply.exceptions_by_vpc.items()}
         out.text(f"  by VPC: {_counted(by_vpc, by_name=True)}")
+    if reply.shards:
+        out.text()
+        _shards(reply.shards, out)
     if reply.streams:
         out.text()
         _streams(reply.streams, out)
@@ -61,6 +64,24 @@ def status(dpm: str, vpc: str, hosts: bool, exceptions: int, out: Output) -> Exi
         out.text()
         _hosts(reply.host_list, out)
     return ExitCode.OK
+
+
+def _shards(shards: Any, out: Output) -> None:
+    out.table(
+        ("shard#", "this one", "served by", "at", "epoch#", "change#", "VPCs#"),
+        (
+            (
+                one.shard,
+                StatusReply.Role.Name(one.role).lower(),
+                one.active_writer or f"nobody ({one.problem})",
+                one.active_address or "-",
+                one.epoch,
+                one.change,
+                one.vpcs,
+            )
+            for one in shards
+        ),
+    )
 
 
 def _streams(streams: Any, out: Output) -> None:

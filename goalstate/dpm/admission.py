@@ -16,6 +16,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from goalstate.dpm.errors import Overloaded
@@ -43,6 +44,8 @@ class Admission:
 
     def __init__(self, policy: AdmissionPolicy) -> None:
         self.policy = policy
+        #: Bytes that are not confirmed, of each of those who ask it.
+        self.backlogs: list[Callable[[], int]] = []
         #: Intents, and what they weigh.
         self.under_way = 0
         self._weight = 0

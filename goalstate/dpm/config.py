@@ -46,6 +46,12 @@ class DpmConfig(BaseSettings):
     metrics_address: str = "127.0.0.1"
     writer: str = Field(default_factory=socket.gethostname)
     report_shards: int = Field(default=4, ge=1, le=1024)
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="into how many the region is divided, for good; alike for all of a region",
+    )
     security_groups: Literal["vpc-stream", "own-stream"] = "vpc-stream"
     channel: Literal["pulsar", "auto"] = Field(
         default="pulsar",

@@ -48,6 +48,7 @@ from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
 from goalstate.dpm.recovery import (
     REMEMBERED_CHANGES,
     Changes,
+    never_on_a_stream,
     not_on_topics,
     remember,
     republished,
@@ -56,9 +57,10 @@ from goalstate.dpm.rings import Rings
 from goalstate.dpm.routing import Router
 from goalstate.dpm.sessions import CheckpointBuilder, Sessions
 from goalstate.dpm.snapshot import SnapshotPolicy, newest_end, write_snapshot
+from goalstate.dpm.spread import Spread
 from goalstate.dpm.standby import Standby
 from goalstate.gs import intent_codec
-from goalstate.gs.errors import IntentRejected, Violation
+from goalstate.gs.errors import IntentRejected
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
@@ -115,11 +117,13 @@ class Engine:
         snapshots: SnapshotPolicy = SnapshotPolicy(),
         snapshot_writer: Callable[[], Awaitable[None]] | None = None,
         checkpoints: CheckpointPolicy = CheckpointPolicy(),
-        admission: AdmissionPolicy = AdmissionPolicy(),
+        admission: Admission | None = None,
+        spread: Spread | None = None,
     ) -> None:
         """`failover_after_s`: seconds, alike for all engines of a region. `snapshot_writer` writes
         a snapshot of the log elsewhere; without one, it is written here (see
-        `snapshot.write_snapshot`)."""
+        `snapshot.write_snapshot`). `spread` is shared by the engines of a process, which serve the
+        shards of one region."""
         self.writer = writer
         #: Where it is to be called, HOST:PORT; to be set before `start`.
         self.address = ""
@@ -133,6 +137,7 @@ class Engine:
         self._own_stream = security_groups_own_stream
         self._channels = channels
         self._failover_after_s = failover_after_s
+        self._spread = spread or Spread()
         self._standby = self._new_standby()
         #: Another engine serves, and `core` is what the log says of it.
         self._standing_by = False
@@ -150,7 +155,8 @@ class Engine:
         self._snapshot_writer = snapshot_writer or self._write_snapshot_here
         self._snapshotting = False
         self._checkpoint_policy = checkpoints
-        self._admission = Admission(admission)
+        self._admission = admission or Admission(AdmissionPolicy())
+        self._admission.backlogs.append(lambda: self._backlog_bytes)
         #: Bytes of the log when the last snapshot was begun, whatever came of it.
         self._snapshot_tried = 0
         #: Set when it cannot go on, with the reason in `failure`.
@@ -202,17 +208,7 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self._report_readers:
             await reader.close()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*self._applying, return_exceptions=True)
-                if self._publisher is not None:
-                    await self._publisher.drain()
-                    if self._publisher.published > self._noted:
-                        note = log_pb2.Published(change=self._publisher.published)
-                        await self._log.append(log_pb2.Record(published=note))
-        except (TimeoutError, BusError) as error:
-            # Whatever is in the log is published by whoever serves next.
-            log.warning("stopped with work outstanding", error=str(error) or "no answer in time")
+        await self._finish_accepted()
         try:
             async with asyncio.timeout(STOP_S):
                 if self._publisher is not None:
@@ -239,6 +235,7 @@ class Engine:
             failover_after_s=self._failover_after_s,
             clock_ns=self._clock_ns,
             followed=self._stand_by,
+            spread=self._spread,
         )
 
     def _stand_by(self) -> None:
@@ -250,15 +247,16 @@ class Engine:
         if not self._standing_by and replay.core.epoch <= self.core.epoch:
             return
         self.core, self._changes = replay.core, replay.changes
-        self._metrics.epoch.set(self.core.epoch)
+        self._metrics.epoch.labels(shard=self.topics.shard).set(self.core.epoch)
         self._publisher = self.sessions = None
         self._standing_by = True
         for event in self._moved.values():
             event.set()
         log.info("standing by", epoch=self.core.epoch, change=self.core.change)
 
-    async def _become_active(self, *, read: bool) -> None:
-        """Take the log once it can be had, and serve. `read`: it was read to its end just now."""
+    async def _become_active(self, *, read: bool, yields: bool = False) -> None:
+        """Take the log once it can be had, and serve. `read`: it was read to its end just now;
+        `yields`: another one is to take it now, and we only if that does not come."""
         delay, longest = BACKOFF_S
         while True:
             try:
@@ -267,11 +265,13 @@ class Engine:
                     await self._standby.read()
                     read = True
                 try:
+                    if yields:
+                        raise LogHeld("it is another one's turn")
                     incarnation = await self._standby.take()
                 except LogHeld:
                     # The broker may also take our own lost connection for another writer.
                     self._stand_by()
-                    incarnation = await self._standby.take_when_free()
+                    incarnation = await self._standby.take_when_free(yields=yields)
                 await self._serve(incarnation)
                 return
             except BusError as failure:
@@ -321,7 +321,7 @@ class Engine:
         self._publisher, self._noted = publisher, replay.published
         self.sessions = sessions
         self._snapshot = snapshot
-        self._metrics.epoch.set(core.epoch)
+        self._metrics.epoch.labels(shard=self.topics.shard).set(core.epoch)
         self._proven_at = max(self._proven_at, standby.proven_at)
         self._standing_by = False
         self._serving = True
@@ -349,10 +349,48 @@ class Engine:
             seconds=round(time.monotonic() - begun, 3),
         )
 
+    async def hand_over(self) -> bool:
+        """Leave the log to another one, in order, and stand by; False: it is not ours just now.
+
+        What was accepted is brought to its end first. Returns when the log can be taken.
+        """
+        async with self._lock:
+            if not self.serving:
+                return False
+            self._serving = False
+            self._problem = "handing over to another publisher"
+        log.info("handing over", shard=self.topics.shard, epoch=self.core.epoch)
+        await self._finish_accepted()
+        await self._leave_the_log()
+        self._go_on(self._become_active(read=False, yields=True))
+        return True
+
+    async def _finish_accepted(self) -> None:
+        """Have durable and published what was accepted. It is not serving any more."""
+        try:
+            async with asyncio.timeout(STOP_S):
+                if self._applying:
+                    await asyncio.wait(self._applying)
+                if self._publisher is not None:
+                    await self._publisher.drain()
+                    if self._publisher.published > self._noted:
+                        note = log_pb2.Published(change=self._publisher.published)
+                        await self._log.append(log_pb2.Record(published=note))
+        except (TimeoutError, BusError) as error:
+            # Whatever is in the log is published by whoever serves next.
+            why = str(error) or "no answer in time"
+            log.warning("left with work outstanding", error=why)
+            self._fail_appended(BusError(why))
+
     async def _lost_the_log(self, error: BaseException) -> None:
         """Memory is ahead of the log: become what the log says, when the broker lets us."""
         log.error("memory is ahead of the intent log; recovering", error=str(error))
         self._problem = f"recovering, since the intent log failed: {error}"
+        await self._leave_the_log()
+        await self._become_active(read=False)
+
+    async def _leave_the_log(self) -> None:
+        """Let go of it and of all topics."""
         async with self._lock:
             pass  # nobody works on the core any more, in a thread or otherwise
         self._checkpoints = self.sessions = None
@@ -363,10 +401,9 @@ class Engine:
         await self._close_log(self._log)
         if self._publisher is not None:
             await self._publisher.close()
-        await self._become_active(read=False)
 
-    @staticmethod
-    async def _close_log(intent_log: IntentLog) -> None:
+    async def _close_log(self, intent_log: IntentLog) -> None:
+        self._spread.held.discard(self.topics.shard)
         try:
             await intent_log.close()
         except BusError as error:
@@ -497,6 +534,10 @@ class Engine:
 
     @property
     def _unconfirmed(self) -> int:
+        return sum(backlog() for backlog in self._admission.backlogs)
+
+    @property
+    def _backlog_bytes(self) -> int:
         return self._publisher.backlog_bytes if self._publisher is not None else 0
 
     def _applied(self, size: int, task: asyncio.Task[Outcome]) -> None:
@@ -547,11 +588,7 @@ class Engine:
         changes = self.core.plan(intent_codec.from_proto(change.intent))
         again = republished(change.republished)
         unknown = [
-            Violation(
-                f"resources[{place}]",
-                "UNKNOWN_RESOURCE",
-                f"{key.kind.name.lower()}/{key.id} never was on a stream",
-            )
+            never_on_a_stream(place, key)
             for place, key in enumerate(again)
             if not self.core.knows(key)
         ]
@@ -730,6 +767,11 @@ class Engine:
     def serving(self) -> bool:
         """Does it accept intents, and is what it says of them the newest?"""
         return self._serving and time.monotonic() - self._proven_at < self._failover_after_s
+
+    @property
+    def held(self) -> int:
+        """How many shards this process holds."""
+        return len(self._spread.held)
 
     @property
     def standing_by(self) -> bool:

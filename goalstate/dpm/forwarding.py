@@ -1,4 +1,4 @@
-"""Passing a call on to the publisher that serves the region, where this one stands by.
+"""Passing a call on to the publisher that serves what it is about, where this one stands by.
 
     client ──▶ this publisher ─┬─ serves ──▶ NorthboundService
                                └─ stands by ──▶ the one that serves ──▶ its NorthboundService
@@ -15,13 +15,15 @@ Laws:
 4.  Requests of a stream are passed on one by one, each when the one before it is answered, as the
     service itself takes them: when a stream breaks, at most one of them is in doubt.
 5.  What is asked of this very publisher (GetStatus) is answered by it.
+6.  In a region that is divided, a call is about the shard that its metadata names; one that names
+    none is answered here (see `region`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -39,6 +41,8 @@ log = structlog.get_logger()
 
 #: Metadata of a call that was passed on: by whom. A client that sets it is answered where it asks.
 FORWARDED_BY = "goalstate-forwarded-by"
+#: Metadata of a call: the shard that it is about.
+SHARD = "goalstate-shard"
 #: Seconds within which the other one must be connected to.
 CONNECT_S = 2.0
 #: Seconds between two looks at whether those that calls went to still serve.
@@ -50,7 +54,7 @@ _OWN = frozenset({"GetStatus"})
 _OF_TRANSPORT = re.compile(r"grpc-|:|(user-agent|content-type|te)$")
 #: What gRPC itself says where no answer comes.
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-_OPTIONS = (
+OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
     ("grpc.enable_http_proxy", 0),
@@ -66,8 +70,9 @@ class _Peer:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.calls: set[Any] = set()
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        #: With the engine that each is about.
+        self.calls: dict[Any, Engine] = {}
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
 
     async def connected(self) -> bool:
         """Does it answer? Waits for that, CONNECT_S at the longest."""
@@ -79,11 +84,11 @@ class _Peer:
                     state = self._channel.get_state(try_to_connect=True)
         return state is _Connectivity.READY
 
-    def call(self, method: str, **more: Any) -> Any:
+    def call(self, engine: Engine, method: str, **more: Any) -> Any:
         """On the wire every call is a stream each way, whatever the ends make of it."""
         call = self._channel.stream_stream(method)(**more)
-        self.calls.add(call)
-        call.add_done_callback(self.calls.discard)
+        self.calls[call] = engine
+        call.add_done_callback(lambda call: self.calls.pop(call, None))
         return call
 
     async def close(self) -> None:
@@ -96,6 +101,7 @@ class _Peer:
 class _Way(NamedTuple):
     """Where a call goes, and why it is not answered here."""
 
+    engine: Engine
     peer: _Peer
     problem: str
 
@@ -106,8 +112,9 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     `close` once the server has stopped.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self._engine = engine
+    def __init__(self, engines: Sequence[Engine], metrics: Metrics) -> None:
+        """Of each shard, in their order."""
+        self._engines = engines
         self._metrics = metrics
         self._peers: dict[str, _Peer] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -163,7 +170,11 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _way(self, context: Context) -> _Way | None:
         """Where to pass a call on; None: it is to be answered here."""
-        engine, active = self._engine, self._engine.active
+        shard = asked_shard(context) if len(self._engines) > 1 else 0
+        if shard is None or not 0 <= shard < len(self._engines):
+            return None
+        engine = self._engines[shard]
+        active = engine.active
         if engine.serving or active is None or active.address in ("", engine.address):
             return None
         if any(key == FORWARDED_BY for key, _ in context.invocation_metadata() or ()):
@@ -173,6 +184,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if self._looking is None:
             self._looking = asyncio.ensure_future(self._look())
         return _Way(
+            engine,
             self._peers[active.address],
             f"the publisher is not serving just now: {engine.problem}",
         )
@@ -190,11 +202,12 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not await way.peer.connected():
             await self._abort(context, way, "nobody answers there, and nothing was done")
         call = way.peer.call(
+            way.engine,
             method,
             timeout=context.time_remaining(),
             metadata=(
-                *_passed(context.invocation_metadata() or ()),
-                (FORWARDED_BY, self._engine.address),
+                *passed(context),
+                (FORWARDED_BY, way.engine.address),
             ),
         )
         try:
@@ -238,17 +251,31 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """End what is under way to one that does not serve any more: it may never be answered."""
         while True:
             await asyncio.sleep(LOOK_S)
-            active = self._engine.active
-            if active is None:
-                continue
-            for address in self._peers.keys() - {active.address}:
-                log.info("does not serve any more", address=address, serves=active.writer)
-                await self._peers.pop(address).close()
+            for peer in self._peers.values():
+                for call, engine in list(peer.calls.items()):
+                    active = engine.active
+                    if active is not None and active.address != peer.address:
+                        log.info("passed on to one that serves no more", address=peer.address)
+                        call.cancel()
+            serve = {e.active.address if e.active is not None else None for e in self._engines}
+            if None not in serve:
+                for address in self._peers.keys() - serve:
+                    await self._peers.pop(address).close()
 
 
 async def _only(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
-def _passed(metadata: Any) -> list[tuple[str, str | bytes]]:
+def asked_shard(context: Context) -> int | None:
+    """The shard that a call names, -1 if that is no number; None: it names none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == SHARD:
+            return int(value) if value.isascii() and value.isdecimal() else -1
+    return None
+
+
+def passed(context: Context) -> list[tuple[str, str | bytes]]:
+    """The metadata of a call that a call made for it has as well."""
+    metadata = context.invocation_metadata() or ()
     return [(key, value) for key, value in metadata if not _OF_TRANSPORT.match(key)]

@@ -31,6 +31,11 @@ class Metrics:
         )
         for code in ("OK", "UNAVAILABLE"):  # exported, as 0, before there is one
             self.forwarded.labels(code=code)
+        self.duplicates = Counter(
+            "goalstate_dpm_duplicates",
+            "Ids and tunnel ids that two shards accepted within the same moment.",
+            registry=r,
+        )
         self.published_messages = Counter(
             "goalstate_dpm_published_messages", "Messages sent.", ["scope"], registry=r
         )
@@ -96,7 +101,8 @@ class Metrics:
             "For how long the checkpoint has been due that is due for longest; 0: none is.",
             registry=r,
         )
-        self.epoch = Gauge("goalstate_dpm_epoch", "Epoch of this writer.", registry=r)
+        self.epoch = Gauge("goalstate_dpm_epoch", "Epoch of this writer.", ["shard"], registry=r)
+        self.epoch.labels(shard=0)  # exported, as 0, before there is one
 
     def sent(self, publication: Publication) -> None:
         scope = publication.envelope.stream.kind.value

@@ -19,7 +19,7 @@ from goalstate.gs import envelope as envelopes
 from goalstate.gs import intent_codec
 from goalstate.gs.derivation import Key
 from goalstate.gs.envelope import Envelope, MessageKind
-from goalstate.gs.errors import EnvelopeError, GoalStateError
+from goalstate.gs.errors import EnvelopeError, GoalStateError, Violation
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
@@ -38,6 +38,15 @@ Changes = OrderedDict[int, Accepted]
 def republished(names: Iterable[intent_pb2.ResourceName]) -> list[Key]:
     """What is to be put on streams again. Raises ValueError where a kind is none."""
     return [Key(Kind(name.type), name.id, name.host) for name in names]
+
+
+def never_on_a_stream(place: int, key: Key) -> Violation:
+    """Why what is named at a place cannot be put on streams again."""
+    return Violation(
+        f"resources[{place}]",
+        "UNKNOWN_RESOURCE",
+        f"{key.kind.name.lower()}/{key.id} never was on a stream",
+    )
 
 
 def remember(changes: Changes, accepted: Accepted) -> None:
@@ -114,8 +123,18 @@ class Replay:
                 "from that; serve it with the same setting, or serve another region"
             )
 
+    def check_division(self, shards: int) -> None:
+        """Raises ValueError unless the region has as many shards here; 0 stands for 1."""
+        if (shards or 1) != self.core.topics.shards:
+            raise ValueError(
+                f"the region is divided into {shards or 1} shards, not into "
+                f"{self.core.topics.shards}, and what belongs to which follows from that; serve it "
+                "with the same setting (--shards), or serve another region"
+            )
+
     def _begin(self, incarnation: log_pb2.Incarnation) -> None:
         self.check_placement(incarnation.security_groups_own_stream)
+        self.check_division(incarnation.shards)
         if incarnation.epoch <= self.core.epoch:
             return  # another was quicker; whoever wrote this knows, and begins again
         policy = ChannelPolicy(incarnation.session_ports, incarnation.session_members)

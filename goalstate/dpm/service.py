@@ -90,7 +90,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 raise request
             return await self._apply(request, context)
         except IntentRejected as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         except Overloaded as error:
             await self._abort_shed(context, error)
         except NotServing as error:
@@ -142,18 +142,11 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
     async def Republish(
         self, request: api.RepublishRequest, context: Context
     ) -> api.RepublishReply:
-        if not request.resources:
-            await abort(
-                context, grpc.StatusCode.INVALID_ARGUMENT, "resources: name what is to come again"
-            )
-        unknown = {name.type for name in request.resources} - set(Kind)
-        if unknown:
-            text = f"resources: there is no kind {min(unknown)}"
-            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+        await check_resources(request, context)
         try:
             outcome = await self._engine.republish(request.resources, _traceparent(context))
         except IntentRejected as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         except Overloaded as error:
             await self._abort_shed(context, error)
         except NotServing as error:
@@ -262,6 +255,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
         if engine.active is not None:
             reply.active_writer = engine.active.writer
             reply.active_address = engine.active.address
+        if request.brief:
+            return reply
         groups: dict[str, set[str]] = {}
         for host in core.desired.objects(ObjectKind.HOST):
             groups.setdefault(host.group, set()).add(host.id)
@@ -392,6 +387,18 @@ def _role(engine: Engine) -> api.StatusReply.Role.ValueType:
     return api.StatusReply.ACTIVE if engine.serving else api.StatusReply.UNKNOWN
 
 
+async def check_resources(request: api.RepublishRequest, context: Context) -> None:
+    """Ends the call unless it names something, and only of kinds that there are."""
+    if not request.resources:
+        await abort(
+            context, grpc.StatusCode.INVALID_ARGUMENT, "resources: name what is to come again"
+        )
+    unknown = {name.type for name in request.resources} - set(Kind)
+    if unknown:
+        text = f"resources: there is no kind {min(unknown)}"
+        await abort(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
 async def abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
     await context.abort(code, _short(text))
     raise AssertionError("abort returned")
@@ -424,7 +431,7 @@ def _positions(outcome: Outcome) -> list[api.StreamPosition]:
     ]
 
 
-async def _refuse(context: Context, error: IntentError) -> NoReturn:
+async def refuse(context: Context, error: IntentError) -> NoReturn:
     violations = error.violations if isinstance(error, IntentRejected) else ()
     detail = error_details_pb2.BadRequest()
     for v in violations:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import structlog
 
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import NotServing
+from goalstate.dpm.forwarding import SHARD, asked_shard
 from goalstate.dpm.service import Context, abort, abort_unavailable
 from goalstate.dpm.sessions import Session, Sessions
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
@@ -22,13 +23,14 @@ LOOK_S = 1.0
 
 
 class SessionService(session_pb2_grpc.StreamSessionsServicer):
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        """Of each shard, in their order."""
+        self._engines = engines
 
     async def Open(
         self, request_iterator: AsyncIterator[session_pb2.Request], context: Context
     ) -> AsyncIterator[session_pb2.Carried]:
-        engine = self._engine
+        engine = await self._engine(context)
         sessions = engine.sessions
         if sessions is None or not engine.serving:
             await abort_unavailable(context, engine, _not_serving(engine))
@@ -48,16 +50,32 @@ class SessionService(session_pb2_grpc.StreamSessionsServicer):
                         await session.news.wait()
                 except TimeoutError:
                     pass
-            if reading.done() and not reading.cancelled():
-                error = reading.exception()
-                if isinstance(error, ValueError):
-                    await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-                if error is None and not session.ended:
-                    return  # the agent closes it
         finally:
+            # Before the agent is told, so that whoever is told finds it ended.
+            read = reading.done() and not reading.cancelled()
             reading.cancel()
+            ended = session.ended
             sessions.end(session)
+        if read:
+            error = reading.exception()
+            if isinstance(error, ValueError):
+                await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if error is None and not ended:
+                return  # the agent closes it
         await abort_unavailable(context, engine, _not_serving(engine))
+
+    async def _engine(self, context: Context) -> Engine:
+        """Of the shard that a call names, where the region is divided."""
+        if len(self._engines) == 1:
+            return self._engines[0]
+        shard = asked_shard(context)
+        if shard is None or not 0 <= shard < len(self._engines):
+            await abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{SHARD}: say which of the region's {len(self._engines)} shards is meant",
+            )
+        return self._engines[shard]
 
 
 async def _read(

@@ -137,6 +137,7 @@ async def write_snapshot(
         end = log_pb2.SnapshotEnd(
             format=FORMAT,
             security_groups_own_stream=security_groups_own_stream,
+            shards=topics.shards if topics.shards > 1 else 0,
             log=log_pb2.LogPlace(
                 position=place.position,
                 session=place.session,
@@ -287,7 +288,8 @@ class _Name(NamedTuple):
 async def _newest(bus: Bus, topics: Topics, own_stream: bool) -> _Base:
     """The newest snapshot that can be read; else the beginning of the log.
 
-    Raises LogUnreadable when it was written for the other placement of security groups.
+    Raises LogUnreadable when it was written for the other placement of security groups, or another
+    division of the region.
     """
     topic = topics.intent_snapshots
     name = await _newest_name(bus, topic)
@@ -298,6 +300,7 @@ async def _newest(bus: Bus, topics: Topics, own_stream: bool) -> _Base:
             replay = Replay(topics, security_groups_own_stream=own_stream)
             try:
                 replay.check_placement(found.end.security_groups_own_stream)
+                replay.check_division(found.end.shards)
             except ValueError as error:
                 raise LogUnreadable(f"the snapshot on {topic}: {error}") from error
             restoring = snapshot_codec.Restoring(replay)

@@ -33,7 +33,7 @@ class SnapshotTask(BaseModel):
     """What the process is told, as its only argument (JSON)."""
 
     broker: str
-    prefix: str
+    topics: Topics
     writer: str
     security_groups_own_stream: bool
     compression: str
@@ -71,7 +71,7 @@ async def run(task: SnapshotTask) -> None:
     try:
         end = await write_snapshot(
             bus,
-            Topics(task.prefix),
+            task.topics,
             writer=task.writer,
             security_groups_own_stream=task.security_groups_own_stream,
         )

@@ -15,6 +15,7 @@ Laws:
 4.  Silence counts only while the broker answers and we run ourselves: neither an outage of the
     broker nor our own pause is held against the active one. Nor is it that a word of it has not
     been delivered: before the log is taken from anybody, it is read.
+5.  Whoever holds logs of other shards lets others come first (see `spread`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from goalstate.dpm.errors import LogHeld
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.recovery import Replay
 from goalstate.dpm.snapshot import recover
+from goalstate.dpm.spread import Spread, patience_s
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.topics import Topics
 
@@ -58,9 +60,11 @@ class Standby:
         failover_after_s: float,
         clock_ns: Callable[[], int],
         followed: Callable[[], None] = lambda: None,
+        spread: Spread | None = None,
     ) -> None:
         """`failover_after_s`: seconds of silence after which the log is taken over. `followed` is
-        called after more of the log was redone while somebody else holds it."""
+        called after more of the log was redone while somebody else holds it. `spread` knows what
+        else this process holds."""
         self._bus = bus
         self._topics = topics
         self._writer = writer
@@ -70,6 +74,7 @@ class Standby:
         self._failover_after_s = failover_after_s
         self._clock_ns = clock_ns
         self._followed = followed
+        self._spread = spread or Spread()
         self._heard = asyncio.Event()
         self.intent_log = IntentLog(bus, topics.intent_log)
         #: The state as the log says, as far as it is read. Belongs to whoever takes the log.
@@ -93,7 +98,7 @@ class Standby:
         `take_over`: also if somebody holds it. Raises LogHeld, LogUnreadable, BusError; then it is
         held by nobody through us, and may be tried again.
         """
-        await self.intent_log.open(self._writer, take_over=take_over)
+        await self._open(take_over)
         try:
             await self._read_on()
             while True:
@@ -105,6 +110,7 @@ class Standby:
                     address=self._address,
                     session_ports=self._channels.ports,
                     session_members=self._channels.members,
+                    shards=self._topics.shards if self._topics.shards > 1 else 0,
                 )
                 self.proven_at = time.monotonic()
                 await self.intent_log.append(log_pb2.Record(incarnation=incarnation))
@@ -115,8 +121,11 @@ class Standby:
             await self._leave()
             raise
 
-    async def take_when_free(self) -> log_pb2.Incarnation:
-        """Follow the log until it can be taken, and take it. Raises LogUnreadable, BusError."""
+    async def take_when_free(self, *, yields: bool = False) -> log_pb2.Incarnation:
+        """Follow the log until it can be taken, and take it. Raises LogUnreadable, BusError.
+
+        `yields`: let another one take it first, as long as one that is silent would be waited for.
+        """
         reader = await self._bus.open_reader(
             self._topics.intent_log, self.intent_log.place.position, self._hear
         )
@@ -127,11 +136,12 @@ class Standby:
             while True:
                 if self._heard.is_set():
                     self._heard.clear()
-                    await self._read_on()
+                    if await self._read_on() is not None:
+                        yields = False
                     self._followed()
                     silent_s = 0.0
-                else:
-                    silent = silent_s >= self._failover_after_s
+                elif not yields or silent_s >= self._patience_s:
+                    silent = silent_s >= self._patience_s
                     if silent and await self._has_said_more():
                         silent_s = 0.0
                         continue
@@ -143,7 +153,7 @@ class Standby:
                     else:
                         log.info("took the log over", epoch=taken.epoch, silent_s=silent_s)
                         return taken
-                left = max(0.0, self._failover_after_s - silent_s)
+                left = max(0.0, self._patience_s - silent_s)
                 await self._hear_for(min(ATTEMPT_S, left))
                 now = time.monotonic()
                 silent_s += min(now - last, 2 * ATTEMPT_S)
@@ -160,7 +170,22 @@ class Standby:
         self._followed()
         return True
 
+    async def _open(self, take_over: bool) -> None:
+        """Open the log for writing, when it is our turn among those that may. Raises LogHeld."""
+        if not take_over and self._spread.held:
+            await self.intent_log.open(self._writer)
+            await self.intent_log.close()  # free; perhaps somebody takes it who holds less
+        async with self._spread.turn(0.0 if take_over else None):
+            await self.intent_log.open(self._writer, take_over=take_over)
+            self._spread.held.add(self._topics.shard)
+
+    @property
+    def _patience_s(self) -> float:
+        """Seconds of silence after which the log is taken over."""
+        return self._failover_after_s + patience_s(len(self._spread.held))
+
     async def _leave(self) -> None:
+        self._spread.held.discard(self._topics.shard)
         try:
             await self.intent_log.close()
         except BusError as error:

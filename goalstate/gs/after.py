@@ -68,6 +68,9 @@ class Reason(StrEnum):
     IN_USE = "IN_USE"
     TOO_LARGE = "TOO_LARGE"
     NO_SESSIONS = "NO_SESSIONS"
+    # Where the region is divided (see `sharding`):
+    OTHER_SHARD = "OTHER_SHARD"
+    HOSTS_APART = "HOSTS_APART"
 
 
 _REASONS: dict[Any, Reason] = {

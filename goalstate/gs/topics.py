@@ -41,17 +41,34 @@ def is_session(topic: str) -> bool:
 
 
 class Topics(NamedTuple):
-    """The topics of one region. `prefix` is, on Pulsar, `persistent://tenant/namespace`."""
+    """The topics of one shard of a region (see `sharding`); a region that is not divided is one.
+
+    `prefix` is, on Pulsar, `persistent://tenant/namespace`. Shard 0 has the names that a region has
+    which is not divided, so that a publisher that takes it for another division finds a log that
+    says how it is divided, and not an empty one.
+    """
 
     prefix: str = "persistent://goalstate/region"
     report_shards: int = 4
+    #: This shard, of so many.
+    shard: int = 0
+    shards: int = 1
+
+    def all_shards(self) -> list[Topics]:
+        """Those of every shard of the region."""
+        return [self._replace(shard=shard) for shard in range(self.shards)]
+
+    @property
+    def _begin(self) -> str:
+        """What every name begins with."""
+        return f"{self.prefix}/shard-{self.shard}." if self.shard else f"{self.prefix}/"
 
     def of_stream(self, stream: StreamId) -> str:
-        return f"{self.prefix}/{stream.kind.value}.{encode(stream.id)}.log"
+        return f"{self._begin}{stream.kind.value}.{encode(stream.id)}.log"
 
     def stream_of(self, topic: str) -> StreamId:
         """The stream that travels on a topic. Raises ValueError for another topic."""
-        name = topic.removeprefix(self.prefix + "/")
+        name = topic.removeprefix(self._begin)
         kind, _, rest = name.partition(".")
         if name == topic or not rest.endswith(".log"):
             raise ValueError(f"{topic!r} carries no stream")
@@ -59,20 +76,20 @@ class Topics(NamedTuple):
 
     def checkpoints_of(self, stream: StreamId) -> str:
         """Where the checkpoints of a stream are. There is no such topic before the first one."""
-        return f"{self.prefix}/{stream.kind.value}.{encode(stream.id)}.checkpoint"
+        return f"{self._begin}{stream.kind.value}.{encode(stream.id)}.checkpoint"
 
     @property
     def intent_log(self) -> str:
-        return f"{self.prefix}/intent.log"
+        return f"{self._begin}intent.log"
 
     @property
     def intent_snapshots(self) -> str:
         """Where the snapshots of the intent log are. There is no such topic before the first."""
-        return f"{self.prefix}/intent.checkpoint"
+        return f"{self._begin}intent.checkpoint"
 
-    def dead_letters(self, shard: int) -> str:
-        """As many as topics of reports."""
-        return f"{self.prefix}/dead-letters.{shard % self.report_shards}"
+    def dead_letters(self, number: int) -> str:
+        """As many as topics of reports; of all shards together."""
+        return f"{self.prefix}/dead-letters.{number % self.report_shards}"
 
-    def reports(self, shard: int) -> str:
-        return f"{self.prefix}/reports.{shard % self.report_shards}"
+    def reports(self, number: int) -> str:
+        return f"{self._begin}reports.{number % self.report_shards}"

@@ -65,3 +65,12 @@ def test_audits_get_time_or_are_off() -> None:
     assert AgentConfig.load(broker=BROKER, audit_interval_s=0).audit_interval_s == 0
     with pytest.raises(ValidationError, match="0 for no audits, or at least 10"):
         AgentConfig.load(broker=BROKER, audit_interval_s=9.9)
+
+
+@pytest.mark.parametrize("flags", [{"source": "alcor"}, {"remotes": Path("remotes.yaml")}])
+def test_hosts_of_alcors_services_cannot_be_of_a_region_that_is_divided(
+    flags: dict[str, Any],
+) -> None:
+    AgentConfig.load(broker=BROKER, **flags)
+    with pytest.raises(ValidationError, match="cannot be of a region that is divided"):
+        AgentConfig.load(broker=BROKER, shards=2, **flags)

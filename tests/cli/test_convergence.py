@@ -72,6 +72,7 @@ def test_the_answer_as_json_has_all_fields_as_plain_values(run: Run, publisher: 
         "stream": "vpc/v",
         "applied": "",
         "wanted": "3/9",
+        "shard": 0,
         "resource": "",
         "reason": "",
     }

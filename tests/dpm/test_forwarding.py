@@ -199,7 +199,7 @@ class Rig:
         self.servers: list[Any] = []
         self.metrics = Metrics()
         self.engine = SimpleNamespace(serving=False, address="", problem="standing by", active=None)
-        self.forwarding = Forwarding(self.engine, self.metrics)  # type: ignore[arg-type]
+        self.forwarding = Forwarding([self.engine], self.metrics)  # type: ignore[list-item]
         self.own = Other()  # type: ignore[abstract]
         self.stub: Any = None
 

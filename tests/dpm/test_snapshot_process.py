@@ -28,7 +28,7 @@ from tests.dpm.wires import BOUND
 def task(broker: str, region: str) -> SnapshotTask:
     return SnapshotTask(
         broker=broker,
-        prefix=Topics(f"persistent://goalstate/{region}").prefix,
+        topics=Topics(f"persistent://goalstate/{region}"),
         writer="dpm-1",
         security_groups_own_stream=False,
         compression="zstd",
@@ -59,7 +59,7 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 def test_the_process_writes_what_a_start_reads(broker: Broker) -> None:
     async def test() -> None:
         asked = task(broker.url, "snapshots-1")
-        topics = Topics(asked.prefix)
+        topics = asked.topics
         if broker.admin_url:
             await ensure_namespace(broker.admin_url, "goalstate", "snapshots-1")
         await history(broker.url, topics)
@@ -82,7 +82,7 @@ def test_the_process_writes_what_a_start_reads(broker: Broker) -> None:
 def test_a_process_that_cannot_write_says_so(embedded_broker: Broker) -> None:
     async def test() -> None:
         asked = task(embedded_broker.url, "snapshots-2")
-        topics = Topics(asked.prefix)
+        topics = asked.topics
         bus = await connect(embedded_broker.url)
         await bus.open_producer(topics.intent_snapshots, exclusive=True)
         with pytest.raises(SnapshotFailed, match="exit code 1"):

@@ -93,3 +93,20 @@ def test_reports_are_spread_over_the_shards_and_are_no_stream_nor_the_intent_log
         assert topic.startswith(TOPICS.prefix + "/")
         with pytest.raises(ValueError):
             TOPICS.stream_of(topic)
+
+
+def test_shards_share_no_topic_and_the_first_has_the_names_of_an_undivided_region() -> None:
+    divided = TOPICS._replace(shards=12).all_shards()
+    stream = vpc_stream("shard-1.vpc.a")
+    names = [
+        (*map(t.reports, range(4)), t.intent_log, t.intent_snapshots, t.of_stream(stream))
+        for t in divided
+    ]
+    assert len({name for of_shard in names for name in of_shard}) == 12 * 7
+    assert divided[0]._replace(shards=1) == TOPICS
+    for topics in divided:
+        assert topics.stream_of(topics.of_stream(stream)) == stream
+        for other in divided:
+            if other is not topics:
+                with pytest.raises(ValueError):
+                    other.stream_of(topics.of_stream(vpc_stream("a")))

@@ -59,7 +59,7 @@ async def publisher(region: Region, name: str = "dpm-1", **more: Any) -> AsyncIt
     engine = new_engine(region, Clock(), writer=name, channels=FEW, **more)
     server = grpc_server()
     engine.address = bind(server, "127.0.0.1:0")
-    session_pb2_grpc.add_StreamSessionsServicer_to_server(SessionService(engine), server)
+    session_pb2_grpc.add_StreamSessionsServicer_to_server(SessionService([engine]), server)
     await engine.start()
     await server.start()
     try:

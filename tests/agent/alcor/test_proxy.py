@@ -430,7 +430,7 @@ def test_what_agents_speak_is_a_metric() -> None:
     async def scenario() -> None:
         async with ForeignAgent("v1").serving() as address, proxied(address) as one:
             await one.speaks("v1")
-            made = registry(one.fleet, [one.proxy])
+            made = registry(one.fleet, proxies=[one.proxy])
             found = {
                 what: made.get_sample_value("goalstate_agent_remote_hosts", {"speaks": what})
                 for what in SPEAKS

@@ -73,6 +73,7 @@ class Incarnation(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     SESSION_PORTS_FIELD_NUMBER: _builtins.int
     SESSION_MEMBERS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     writer: _builtins.str
     unix_ns: _builtins.int
@@ -85,6 +86,10 @@ class Incarnation(_message.Message):
     session_ports: _builtins.int
     """From here on, when VPCs are on sessions (see goalstate/dpm/channels.py); 0: never."""
     session_members: _builtins.int
+    shards: _builtins.int
+    """Into how many shards the region is divided; this is the log of one of them. 0 stands for 1. The
+    same for all writers of all its logs: what belongs to which shard follows from it.
+    """
     def __init__(
         self,
         *,
@@ -95,10 +100,11 @@ class Incarnation(_message.Message):
         address: _builtins.str = ...,
         session_ports: _builtins.int = ...,
         session_members: _builtins.int = ...,
+        shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "session_members", b"session_members", "session_ports", b"session_ports", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "security_groups_own_stream", b"security_groups_own_stream", "session_members", b"session_members", "session_ports", b"session_ports", "shards", b"shards", "unix_ns", b"unix_ns", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,6 +258,7 @@ class SnapshotEnd(_message.Message):
     CHECKSUM_FIELD_NUMBER: _builtins.int
     SESSION_PORTS_FIELD_NUMBER: _builtins.int
     SESSION_MEMBERS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     security_groups_own_stream: _builtins.bool
     """as in Incarnation"""
@@ -269,6 +276,8 @@ class SnapshotEnd(_message.Message):
     session_ports: _builtins.int
     """as in the newest Incarnation"""
     session_members: _builtins.int
+    shards: _builtins.int
+    """as in Incarnation"""
     @_builtins.property
     def log(self) -> Global___LogPlace:
         """the log is to be read on from here"""
@@ -287,10 +296,11 @@ class SnapshotEnd(_message.Message):
         checksum: _builtins.bytes = ...,
         session_ports: _builtins.int = ...,
         session_members: _builtins.int = ...,
+        shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "change", b"change", "checksum", b"checksum", "epoch", b"epoch", "format", b"format", "log", b"log", "parts", b"parts", "records", b"records", "security_groups_own_stream", b"security_groups_own_stream", "session_members", b"session_members", "session_ports", b"session_ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "change", b"change", "checksum", b"checksum", "epoch", b"epoch", "format", b"format", "log", b"log", "parts", b"parts", "records", b"records", "security_groups_own_stream", b"security_groups_own_stream", "session_members", b"session_members", "session_ports", b"session_ports", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

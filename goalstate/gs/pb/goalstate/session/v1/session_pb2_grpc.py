@@ -47,7 +47,8 @@ class StreamSessionsServicer:
 
     def Open(self, request_iterator, context):
         """A publisher that does not serve answers UNAVAILABLE, with the metadata
-        goalstate-active-address where it knows who does. So does one that serves no longer.
+        goalstate-active-address where it knows who does. So does one that serves no longer. Where the
+        region is divided, the metadata goalstate-shard of the call says whose streams are asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class StreamSessionsStub:
     def __new__(cls, channel: _aio.Channel) -> StreamSessionsAsyncStub: ...
     Open: _grpc.StreamStreamMultiCallable[_session_pb2.Request, _session_pb2.Carried]
     """A publisher that does not serve answers UNAVAILABLE, with the metadata
-    goalstate-active-address where it knows who does. So does one that serves no longer.
+    goalstate-active-address where it knows who does. So does one that serves no longer. Where the
+    region is divided, the metadata goalstate-shard of the call says whose streams are asked for.
     """
 
 @_typing.type_check_only
@@ -44,7 +45,8 @@ class StreamSessionsAsyncStub(StreamSessionsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Open: _aio.StreamStreamMultiCallable[_session_pb2.Request, _session_pb2.Carried]  # type: ignore[assignment]
     """A publisher that does not serve answers UNAVAILABLE, with the metadata
-    goalstate-active-address where it knows who does. So does one that serves no longer.
+    goalstate-active-address where it knows who does. So does one that serves no longer. Where the
+    region is divided, the metadata goalstate-shard of the call says whose streams are asked for.
     """
 
 class StreamSessionsServicer(metaclass=_abc_1.ABCMeta):
@@ -55,7 +57,8 @@ class StreamSessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.Carried], _abc.AsyncIterator[_session_pb2.Carried]]:
         """A publisher that does not serve answers UNAVAILABLE, with the metadata
-        goalstate-active-address where it knows who does. So does one that serves no longer.
+        goalstate-active-address where it knows who does. So does one that serves no longer. Where the
+        region is divided, the metadata goalstate-shard of the call says whose streams are asked for.
         """
 
 def add_StreamSessionsServicer_to_server(servicer: StreamSessionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
