@@ -23,6 +23,7 @@ from goalstate.cli.errors import ExitCode, InputError
 from goalstate.cli.output import Output
 from goalstate.dpm.convergence import Convergence, Progress
 from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.reminders import Reminders
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.scale.simulate.plan import Fault, plan
 from goalstate.scale.simulate.run import Result, Run
@@ -162,6 +163,15 @@ def test_an_agent_that_deletes_nothing_is_seen(
 
     monkeypatch.setattr(Reading, "take", wrong)
     assert first_violation(SEEDS) is not None
+
+
+def test_a_publisher_that_never_reminds_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    monkeypatch.setattr(Reminders, "take", lambda self, now_ns: [])
+    found = first_violation(SEEDS)
+    assert found is not None
+    assert "not at rest" in found.violation
 
 
 def test_an_answer_before_the_log_has_the_intent_is_seen(

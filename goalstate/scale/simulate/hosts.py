@@ -112,16 +112,6 @@ class Agent:
                 self._detach(stream)
                 self._attach(stream, place, 0)
 
-    def read_on(self) -> None:
-        """Read on after what the core has: a delivery that was dropped last shows by nothing else.
-
-        (No bus but the memory bus drops one.)
-        """
-        for stream in list(self.core.streams.values()):
-            if stream.id in self._readers and not stream.reading.chunk:
-                self._close(stream.id)
-                self._open(Follow(stream.id, stream.topic, stream.reading.position), 0)
-
     # --- actions ---
 
     def _do(self, actions: Sequence[Action]) -> None:
