@@ -224,6 +224,18 @@ def test_a_wait_that_ignores_what_is_pending_is_seen(
     assert "converged" in found.violation
 
 
+def test_an_agent_that_fails_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    def wrong(self: Reading, group: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Reading, "take", wrong)
+    found = first_violation(SEEDS)
+    assert found is not None
+    assert "a defect" in found.violation
+
+
 # --- a failing run ---
 
 

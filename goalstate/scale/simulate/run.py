@@ -10,9 +10,11 @@ nothing depends on real time or on the process that it runs in; a transcript cha
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import PurePath
 from random import Random
 from typing import NamedTuple
 
@@ -114,11 +116,16 @@ class Run:
                 self._play()
             except Violation as error:
                 violation = str(error)
-                self.say(f"VIOLATION: {violation}")
+            except Exception as error:  # of an agent: its process would be no more
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{PurePath(last.filename).name}:{last.lineno}"
+                violation = f"{error!r} at {place}: {last.line}"
             finally:
                 for process in self.processes:
                     if process.loop is not None:
                         process.loop.kill()
+        if violation:
+            self.say(f"VIOLATION: {violation}")
         self._count()
         seconds = (self.timeline.now_ns - START_NS) / SECOND_NS
         return Result(self.plan, violation, seconds, self.counts, self.transcript)
