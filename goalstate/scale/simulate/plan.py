@@ -112,8 +112,8 @@ def plan(seed: int) -> Plan:
     size = Size(random.randint(3, 6), random.choice((1, 1, 2)), random.randint(3, 4))
     channels = NEVER
     if random.random() < SESSIONS:
-        # A VPC begins with three ports, all in one security group.
-        channels = ChannelPolicy(random.randint(2, 4), random.randint(1, 4))
+        # A VPC begins with three ports, all in one security group: most often on sessions.
+        channels = ChannelPolicy(random.randint(2, 4), random.randint(3, 5))
         size = size._replace(channels=tuple(ChannelChoice))
     source = IntentSource(random, size)
     begin = region(size)

@@ -325,9 +325,11 @@ class Run:
             return
         elif fault is Fault.SESSION_CUT:
             racks = sorted(self.fleet.links)
-            rack = racks[int(step.choice * len(racks))] if racks else ""
-            whom = f" {rack}"
-            happened = rack != "" and self.fleet.links[rack].cut(lasts_ns)
+            happened = bool(racks)
+            if happened:
+                rack = racks[int(step.choice * len(racks))]
+                whom = f" {rack}"
+                self.fleet.links[rack].cut(lasts_ns)
         elif agent is None:
             happened = False
         else:

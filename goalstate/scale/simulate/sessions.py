@@ -60,15 +60,13 @@ class Link:
         self._open_after(0)
         return reader
 
-    def cut(self, for_ns: int) -> bool:
-        """The connection breaks, and there is none for a while. False: there was none."""
+    def cut(self, for_ns: int) -> None:
+        """The connection breaks, and there is none for a while."""
         self._cut_until_ns = max(self._cut_until_ns, self._around.timeline.now_ns + for_ns)
         call = self._call
-        if call is None:
-            return False
-        call.cancel()
-        self.ended(call)
-        return True
+        if call is not None:
+            call.cancel()
+            self.ended(call)
 
     def lost(self, process: Process) -> None:
         """A publisher is gone."""
