@@ -288,6 +288,7 @@ class Programming:
             before = change.before.get(first)
             if wanted == before:
                 self._settle(change, change.ids)
+                change.intact = False  # one that was pending has a deadline still
                 self._wake_all(kind, change.ids, now)
                 return
             revokes = wanted is not None and kind in _REVOKERS and ordering.revokes(before, wanted)

@@ -5,7 +5,8 @@ Laws:
 1.  A report tells the streams that changed since the last one, or all (`full`); the exceptions it
     tells are always all there are. Where these are more than MAX_EXCEPTIONS, the rest is summed up:
     one exception for each stream and status, at the lowest mark left out, that says how many.
-2.  A digest is told only where the watermark is at what is held: before that it would be the digest
+2.  A stream of which nothing is applied yet is told as well: the publisher sees that it should be.
+3.  A digest is told only where the watermark is at what is held: before that it would be the digest
     of another place in the stream than the one reported.
 """
 
@@ -75,7 +76,7 @@ class Reporter:
             report.formats.extend(READS if self._proxy_for is None else self._proxy_for)
         for id_ in streams if full else core.changed:
             stream = streams.get(id_)
-            if stream is not None and _is_told(stream):
+            if stream is not None and not stream.leaving:
                 _tell(stream, report.streams.add())
         report.exceptions.extend(exceptions(core))
         report.dropped.extend(map(str, core.dropped))

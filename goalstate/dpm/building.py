@@ -105,6 +105,12 @@ def envelope_at(stream: StreamId, mark: Mark, digest: str, change: int) -> Envel
     )
 
 
+def newest_of(core: Core, stream: StreamId) -> Envelope:
+    """Of the message that brought a stream to where it is, but for its content and the time."""
+    state = core.streams[stream]
+    return envelope_at(stream, state.mark, digests.to_hex(state.digest), core.change)
+
+
 def in_sync(newest: Envelope) -> Publication:
     """A message that changes nothing, to follow the newest one of a log."""
     payload = packing.encode([])

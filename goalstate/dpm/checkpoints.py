@@ -26,13 +26,12 @@ import structlog
 
 from goalstate.bus.base import Bus, Producer
 from goalstate.bus.errors import BusError
-from goalstate.dpm.building import Building, envelope_at
+from goalstate.dpm.building import Building, newest_of
 from goalstate.dpm.core import Core, Publication, StreamState
 from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.publisher import BusTransport
 from goalstate.dpm.recovery import Head
-from goalstate.gs import digest as digests
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.envelope import CheckpointPlace
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
@@ -255,9 +254,7 @@ class Checkpoints:
         # What was on the log is gone by the topic's retention, or is of a time before the stream
         # was on another channel, or the first of it is on its way.
         async with self._lock:
-            state = self._core.streams[stream]
-            digest = digests.to_hex(state.digest)
-            newest = envelope_at(stream, state.mark, digest, self._core.change)
+            newest = newest_of(self._core, stream)
         await self._durable()  # so all up to there is given to the transport
         async with asyncio.timeout(CONFIRM_S):
             return await self._transport.begin(newest)

@@ -14,6 +14,8 @@ Laws:
     A host that says that it is beyond the head has applied nothing that counts: it holds what
     somebody else published, or its state is broken.
 5.  A report costs the work of its host and of the waits that it is in, not of all hosts.
+6.  A host that is behind the head of a stream that it follows is noted (`reminders`): what it lost
+    may have been the last. One that is there, with exceptions, has nothing to be reminded of.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from goalstate.dpm.reminders import Reminders
 from goalstate.gs import digest as digests
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
@@ -192,6 +195,7 @@ class Convergence:
         """`digest_at`: of what a host is to hold of a stream at a mark, where that is known.
         `head`: the mark that a stream is at."""
         self.hosts: dict[str, HostView] = {}
+        self.reminders = Reminders()
         self._follows = follows
         self._digest_at = digest_at
         self._head = head
@@ -266,6 +270,9 @@ class Convergence:
                 if view.revoked.get(stream, _NEVER)[2] != told.revoked_unix_ns:
                     view.revoked[stream] = (revoked, when, told.revoked_unix_ns)
             self._compare(report.host, view, stream, mark, told.digest)
+            head = self._head(stream)
+            if mark < head and self._follows(report.host, stream):
+                self.reminders.lags(stream, head, steady_ns)
         view.exceptions = exceptions + [found for _, found in view.drifted.values()]
         view.incarnation, view.number = report.incarnation, report.number
         view.lease_until_ns = steady_ns + int(report.lease_s * 1e9)

@@ -37,6 +37,7 @@ import structlog
 from goalstate.bus.base import LATEST, Bus, Message, Reader
 from goalstate.bus.errors import BusError
 from goalstate.dpm.admission import Admission, AdmissionPolicy
+from goalstate.dpm.building import newest_of
 from goalstate.dpm.channels import NEVER, ChannelPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy, Checkpoints, place_of
 from goalstate.dpm.convergence import Convergence, Progress, Wait
@@ -677,6 +678,26 @@ class Engine:
             event = self._moved.get(wait)
             if event is not None:
                 event.set()
+        if self._serving:
+            for stream in self.convergence.reminders.take(steady):
+                self._go_on(self._remind(stream))
+
+    async def _remind(self, stream: StreamId) -> None:
+        """Say where a quiet stream ends."""
+        core, publisher = self.core, self._publisher
+        async with self._lock:
+            state = core.streams.get(stream)
+            if state is None or state.channel is not Channel.PULSAR:
+                return  # on a session nothing is lost that is not asked for again
+            newest = newest_of(core, stream)
+        try:
+            await self.durable()  # so all up to there is given to the transport
+        except NotServing:
+            return
+        on_topic = state.channel is Channel.PULSAR
+        if self._serving and on_topic and publisher is not None and publisher is self._publisher:
+            log.info("reminding of the end of a stream", stream=str(stream), mark=str(newest.mark))
+            publisher.remind(newest)
 
     async def wait(
         self,

@@ -6,7 +6,8 @@ broker has not confirmed yet. When a producer breaks, its lane opens another one
 unconfirmed again, in order; receivers know a repeated message by its mark.
 
 What is sent on a topic says where the newest checkpoint of its stream is. Since a stream may be
-quiet for long, `BusTransport.announce` says so once by a message of its own.
+quiet for long, `BusTransport.announce` says so once by a message of its own, and `remind` says
+where the stream ends (see `reminders`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class StreamTransport(Protocol):
 
         Messages of one stream are carried in the order of the calls.
         """
+        ...
+
+    def remind(self, newest: Envelope) -> None:
+        """Say where a stream ends, whose `newest` message was sent: who lacks it asks for it."""
         ...
 
     async def drain(self) -> None:
@@ -92,6 +97,9 @@ class Publisher:
                 return
             del self._open[change]
             self.published = change
+
+    def remind(self, newest: Envelope) -> None:
+        self._transport.remind(newest)
 
     async def drain(self) -> None:
         await self._transport.drain()
@@ -182,6 +190,12 @@ class BusTransport:
         if newest is not None:
             self._tell(lane, newest)
 
+    def remind(self, newest: Envelope) -> None:
+        lane = self._lane(newest.stream)
+        # What is not confirmed is on its way, and says as much.
+        if not lane.unconfirmed:
+            self._tell(lane, lane.newest or newest)
+
     def _tell(self, lane: _Lane, newest: Envelope) -> None:
         message = in_sync(newest)
         self._sent(message)
@@ -245,7 +259,7 @@ class _Lane:
         self._key = key
         self._clock_ns = clock_ns
         self._prove = prove
-        self._unconfirmed: deque[tuple[Publication, Callable[[], None]]] = deque()
+        self.unconfirmed: deque[tuple[Publication, Callable[[], None]]] = deque()
         self._producer: Producer | None = None
         #: What messages say of the newest checkpoint from now on.
         self.checkpoint: CheckpointPlace | None = None
@@ -260,10 +274,10 @@ class _Lane:
 
     @property
     def idle(self) -> bool:
-        return not self._unconfirmed and self._producer is not None
+        return not self.unconfirmed and self._producer is not None
 
     def send(self, publication: Publication, confirmed: Callable[[], None]) -> None:
-        self._unconfirmed.append((publication, confirmed))
+        self.unconfirmed.append((publication, confirmed))
         self._empty.clear()
         self.newest = publication.envelope
         if self._producer is not None:
@@ -286,9 +300,9 @@ class _Lane:
         error = BusClosed("cancelled") if done.cancelled() else done.exception()
         if error is None:
             self._delay = BACKOFF_S[0]
-            publication, confirmed = self._unconfirmed.popleft()
+            publication, confirmed = self.unconfirmed.popleft()
             self.head = Head(publication.envelope, done.result())
-            if not self._unconfirmed:
+            if not self.unconfirmed:
                 self._empty.set()
             confirmed()
         elif not self._closing.is_set():
@@ -310,7 +324,7 @@ class _Lane:
                 await self._pause()
                 continue
             self._producer = producer
-            for publication, _ in list(self._unconfirmed):
+            for publication, _ in list(self.unconfirmed):
                 self._send(producer, publication)
             return
 

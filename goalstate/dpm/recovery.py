@@ -178,8 +178,9 @@ async def not_on_topics(
 ) -> list[Publication]:
     """Those that their topics may lack, in their order. Raises BusError.
 
-    A bus may fail one message and write a later one. From the first that is missing on all are sent
-    again: readers need the order, and know a repeated message by its mark.
+    A bus may fail one message and write a later one, and the first of them when it is sent again.
+    From the first that is missing on, in its order, all are sent again: readers need the order, and
+    know a repeated message by its mark.
     """
     publications = list(publications)
     marks: dict[StreamId, list[Mark]] = {}
@@ -212,12 +213,13 @@ async def _first_missing(
         return marks[0]
     if head == marks[0]:
         return marks[1] if len(marks) > 1 else None
-    there = set()
+    # One that comes before what it follows is of no use to a reader: it counts in its order only.
+    found = 0
     async for message in bus.read_to_end(topic, EARLIEST):
         envelope = _envelope(message.properties, stream)
         if envelope is not None and envelope.kind is MessageKind.DELTA:
-            there.add(envelope.mark)
-    return next((mark for mark in marks if mark not in there), None)
+            found += found < len(marks) and envelope.mark == marks[found]
+    return marks[found] if found < len(marks) else None
 
 
 class Head(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from goalstate.dpm.core import Publication
 from goalstate.dpm.publisher import BusTransport
 from goalstate.dpm.sessions import Sessions
+from goalstate.gs.envelope import Envelope
 from goalstate.gs.streams import Channel, StreamId
 
 
@@ -39,6 +40,9 @@ class Router:
         self._topics.send(publication, confirmed)
         if publication.begins:
             self._came_back(stream)
+
+    def remind(self, newest: Envelope) -> None:
+        self._topics.remind(newest)
 
     async def drain(self) -> None:
         await self._topics.drain()

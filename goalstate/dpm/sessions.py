@@ -27,7 +27,7 @@ from goalstate.dpm.building import Building
 from goalstate.dpm.core import Core, Publication
 from goalstate.dpm.rings import Checkpoint, Rings
 from goalstate.gs import envelope as envelopes
-from goalstate.gs.envelope import CheckpointPlace
+from goalstate.gs.envelope import CheckpointPlace, Envelope
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2
 from goalstate.gs.streams import Mark, StreamId, to_position
 
@@ -151,6 +151,9 @@ class Sessions:
     def leave(self, stream: StreamId) -> None:
         """The stream is on another channel from now on."""
         self._rings.drop(stream)
+
+    def remind(self, newest: Envelope) -> None:
+        """Nothing: what is lost on a session its agent asks for again."""
 
     async def drain(self) -> None:
         """Nothing is ever unconfirmed."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from goalstate.gs.intent import (
     AddressPair,
+    ChannelChoice,
     Deletion,
     Destination,
     Dhcp,
@@ -43,6 +44,8 @@ class Size(NamedTuple):
     hosts: int = 7
     vpcs: int = 3
     ports: int = 5
+    #: What VPCs may ask to travel on.
+    channels: tuple[ChannelChoice, ...] = (ChannelChoice.AUTO,)
 
 
 #: In each VPC. The last subnet is of IPv6.
@@ -112,6 +115,7 @@ class IntentSource:
 
     def __init__(self, random: Random, size: Size = Size()) -> None:
         self._random = random
+        self._channels = size.channels
         self._hosts = range(1, size.hosts + 1)
         self._vpcs = range(1, size.vpcs + 1)
         self._numbers = range(1, size.ports + 1)
@@ -149,6 +153,11 @@ class IntentSource:
         parts: list[Any] = [draw(self._random.choice(self._vpcs)) for draw in drawn]
         return Intent(*(tuple(chain.from_iterable(field)) for field in zip(*parts, strict=True)))
 
+    def switch(self) -> Intent:
+        """A VPC asks for what it is to travel on."""
+        (usual,) = _network(self._random.choice(self._vpcs)).vpcs
+        return Intent(vpcs=(usual._replace(channel=self._random.choice(self._channels)),))
+
     def _happens(self, share: float) -> bool:
         return self._random.random() < share
 
@@ -171,7 +180,9 @@ class IntentSource:
         # The last may be another VPC's tunnel.
         tunnel = random.choice((vpc, vpc, vpc + 20, vpc + 1))
         name = random.choice(("", "renamed"))
-        return Intent(vpcs=(usual._replace(name=name, tunnel_id=tunnel),))
+        # Not drawn where there is no choice.
+        channel = random.choice(self._channels) if len(self._channels) > 1 else self._channels[0]
+        return Intent(vpcs=(usual._replace(name=name, tunnel_id=tunnel, channel=channel),))
 
     def _subnet(self, vpc: int) -> Intent:
         random = self._random

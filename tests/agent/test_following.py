@@ -282,3 +282,12 @@ def test_what_was_under_way_when_a_stream_was_left_does_not_count_for_its_return
         rig.finish()
     assert rig.watermark() == Mark(1, 1)
     assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}
+
+
+def test_a_report_tells_also_what_is_followed_and_has_brought_nothing_yet() -> None:
+    rig = Rig()
+    rig.on_inbox(subscription())
+    report = rig.report(full=True)
+    assert report is not None
+    told = {one.stream: Mark(one.epoch, one.sequence) for one in report.streams}
+    assert told == {str(INBOX): Mark(1, 1), str(STREAM): Mark(0, 0)}

@@ -6,6 +6,7 @@ import pytest
 
 from goalstate.agent.core import RETRY_MAX_NS
 from goalstate.bus.base import EARLIEST
+from goalstate.bus.memory import Faults
 from goalstate.gs.streams import Mark
 from tests.agent.rig import (
     HOST,
@@ -149,3 +150,21 @@ def test_a_subscription_may_say_where_to_begin(rig: Rig) -> None:
     assert late.follows[-1][:3] == (STREAM, topic, start)
     assert (late.core.counters.gaps, late.core.counters.foreign) == (0, 0)
     assert late.applied() == rig.applied()
+
+
+def test_what_was_pending_and_is_gone_when_read_again_is_not_missed_at_its_deadline() -> None:
+    rig = Rig(deadline_s=30)
+    rig.join(vpc())
+    rig.on_vpc(neighbor(1))
+    assert rig.exceptions() == {"neighbor/port-1": "PENDING MISSING_REFERENCE"}
+    rig.broker.faults = Faults(drop=1.0)
+    rig.on_vpc(subnet(), gone(neighbor(1)))
+    rig.broker.faults = Faults()
+    checkpoint(rig.broker, rig.vpc)
+    # What it waited for comes with the checkpoint, in which it is no more.
+    rig.perform(rig.core.position_gone(STREAM, rig.now))
+    rig.run()
+    assert rig.agrees()
+    rig.pass_time(60)
+    assert rig.exceptions() == {}
+    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}

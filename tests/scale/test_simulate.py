@@ -17,13 +17,18 @@ from typing import Any
 
 import pytest
 
+from goalstate.agent.core import HostCore
 from goalstate.agent.stream import Place, Reading
 from goalstate.cli import simulation
 from goalstate.cli.errors import ExitCode, InputError
 from goalstate.cli.output import Output
+from goalstate.dpm.checkpoints import Checkpoints
 from goalstate.dpm.convergence import Convergence, Progress
 from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.reminders import Reminders
+from goalstate.gs.envelope import Envelope, MessageKind
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
+from goalstate.gs.streams import StreamId
 from goalstate.scale.simulate.plan import Fault, plan
 from goalstate.scale.simulate.run import Result, Run
 from goalstate.scale.simulate.shrink import shrink
@@ -82,6 +87,9 @@ def test_every_fault_happens_and_is_felt(results: list[Result]) -> None:
         "streams read again by agents",
     ):
         assert counts[felt] > 0, felt
+    for there_and_back in ("streams switched to sessions", "streams switched to topics"):
+        assert counts[there_and_back] >= len(SEEDS) / 2, there_and_back
+    assert counts["messages on sessions"] >= len(SEEDS)
     assert counts["changes in the log"] >= 5 * len(SEEDS)
     assert counts["waits ended"] >= 5 * len(SEEDS)
     assert counts["publisher starts"] >= 2 * len(SEEDS)
@@ -164,6 +172,61 @@ def test_an_agent_that_deletes_nothing_is_seen(
     assert first_violation(SEEDS) is not None
 
 
+def test_a_publisher_that_never_reminds_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    monkeypatch.setattr(Reminders, "take", lambda self, now_ns: [])
+    found = first_violation(SEEDS)
+    assert found is not None
+    assert "not at rest" in found.violation
+
+
+def test_a_stream_that_comes_back_to_its_topic_without_a_checkpoint_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    monkeypatch.setattr(Checkpoints, "begin_again", lambda self, stream: None)
+    found = first_violation(SEEDS)
+    assert found is not None
+    assert "not at rest" in found.violation
+
+
+def test_an_agent_that_goes_on_anywhere_when_a_stream_switches_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    """The digest would show what it skipped, and bring it: it does not look at that either."""
+    follow, place, agrees = HostCore._follow, Reading.place, Reading.agrees
+    switched: list[Reading] = []
+    skipped: list[Reading] = []
+
+    def wrong_follow(self: HostCore, id_: StreamId, topic: str, start: bytes, now: int) -> None:
+        stream = self.streams.get(id_)
+        before = topic if stream is None else stream.topic
+        follow(self, id_, topic, start, now)
+        if topic != before:
+            switched.append(self.streams[id_].reading)
+
+    def wrong_place(self: Reading, envelope: Envelope) -> Place:
+        found = place(self, envelope)
+        content = envelope.kind is MessageKind.DELTA and found in (Place.NEXT, Place.GAP)
+        if content and any(one is self for one in switched):
+            switched[:] = [one for one in switched if one is not self]
+            if found is Place.GAP:
+                skipped.append(self)
+                return Place.NEXT
+        return found
+
+    monkeypatch.setattr(HostCore, "_follow", wrong_follow)
+    monkeypatch.setattr(Reading, "place", wrong_place)
+    monkeypatch.setattr(
+        Reading,
+        "agrees",
+        lambda self, envelope: any(one is self for one in skipped) or agrees(self, envelope),
+    )
+    found = first_violation(SEEDS)
+    assert found is not None
+    assert skipped
+
+
 def test_an_answer_before_the_log_has_the_intent_is_seen(
     monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
 ) -> None:
@@ -212,6 +275,18 @@ def test_a_wait_that_ignores_what_is_pending_is_seen(
     found = first_violation(SEEDS)
     assert found is not None
     assert "converged" in found.violation
+
+
+def test_an_agent_that_fails_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    def wrong(self: Reading, group: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Reading, "take", wrong)
+    found = first_violation(SEEDS)
+    assert found is not None
+    assert "a defect" in found.violation
 
 
 # --- a failing run ---

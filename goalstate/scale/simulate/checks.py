@@ -18,13 +18,12 @@ Laws, each checked by other means than the product keeps it by:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from goalstate.agent.reports import applied
-from goalstate.bus.base import Message
 from goalstate.bus.memory import MemoryBroker
-from goalstate.dpm.core import Core, Requirement
+from goalstate.dpm.core import Core, Publication, Requirement
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import packing
 from goalstate.gs.derivation import Key
@@ -33,7 +32,7 @@ from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.resources import STATES_FIELD, Kind, Resource
-from goalstate.gs.streams import Mark, StreamId, StreamKind, inbox_stream
+from goalstate.gs.streams import Channel, Mark, StreamId, StreamKind, inbox_stream
 from goalstate.gs.topics import Topics
 from goalstate.scale import oracle
 from goalstate.scale.simulate.hosts import Agent
@@ -109,14 +108,28 @@ class Told:
 
 
 class Streams:
-    """What is on the streams, read from the topics once, for law 2."""
+    """What is on the streams, read from the topics once, for law 2; of those on sessions, what is
+    durable."""
 
     def __init__(self, broker: MemoryBroker, topics: Topics) -> None:
         self._broker = broker
         self._topics = topics
         self._read: dict[StreamId, tuple[int, list[tuple[Mark, list[_Operation]]]]] = {}
+        #: Of those of the streams that went to sessions.
+        self._carried: dict[StreamId, dict[Mark, list[_Operation]]] = defaultdict(dict)
+        #: First messages on another channel, and which that is.
+        self.switches: dict[tuple[StreamId, Mark], Channel] = {}
         #: Messages that no writer of the log wrote, by stream, mark and digest.
         self.foreign: set[tuple[StreamId, Mark, str]] = set()
+
+    def durable(self, publications: Iterable[Publication]) -> None:
+        """What came of a change that is in the log; told of by each publisher that knows it."""
+        for envelope, payload, channel, begins in publications:
+            if begins:
+                self.switches[envelope.stream, envelope.mark] = channel
+            if channel is Channel.SESSION and envelope.mark not in self._carried[envelope.stream]:
+                operations = list(_operations(envelope.stream, payload))
+                self._carried[envelope.stream][envelope.mark] = operations
 
     def misled(self, agent: Agent, stream: StreamId) -> bool:
         """Has it read what a former publisher said, and nothing of the new one that voids that?"""
@@ -131,7 +144,11 @@ class Streams:
     def last_operations(self, stream: StreamId, up_to: Mark) -> Iterator[_Operation]:
         """The newest operation on each resource, up to a mark."""
         newest: dict[tuple[str, Kind, str], _Operation] = {}
-        for mark, operations in self._messages(stream):
+        carried = self._carried.get(stream)
+        messages = self._messages(stream)
+        if carried:
+            messages = sorted([*messages, *carried.items()], key=lambda one: one[0])
+        for mark, operations in messages:
             if mark <= up_to:
                 for operation in operations:
                     newest[operation.host, operation.kind, operation.id] = operation
@@ -152,14 +169,14 @@ class Streams:
                     and place not in self.foreign
                 ):
                     known.add(envelope.mark)
-                    found.append((envelope.mark, list(_operations(stream, message))))
+                    found.append((envelope.mark, list(_operations(stream, message.payload))))
             found.sort(key=lambda one: one[0])
             self._read[stream] = (len(messages), found)
         return found
 
 
-def _operations(stream: StreamId, message: Message) -> Iterator[_Operation]:
-    state = goalstate_pb2.GoalStateV2.FromString(message.payload)
+def _operations(stream: StreamId, payload: bytes) -> Iterator[_Operation]:
+    state = goalstate_pb2.GoalStateV2.FromString(payload)
     of: dict[tuple[int, str], str] = {}
     for host, section in state.host_resources.items():
         for named in section.resources:

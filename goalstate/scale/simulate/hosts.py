@@ -12,15 +12,18 @@ from typing import Protocol
 
 from goalstate.agent.actions import Action, Follow, Program, ReadBack, Unfollow
 from goalstate.agent.beginning import beginning, is_sought
+from goalstate.agent.checkpoint_readers import STALL_S
 from goalstate.agent.core import HostCore, HostSettings
+from goalstate.agent.follows import SessionReader
 from goalstate.agent.reports import Reporter
-from goalstate.bus.base import Message
+from goalstate.bus.base import Message, Sink
 from goalstate.bus.errors import BrokerUnreachable, PositionGone
 from goalstate.bus.memory import MemoryBroker, MemoryReader
+from goalstate.dpm.channels import ChannelPolicy
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import StreamId, inbox_stream
-from goalstate.gs.topics import Topics
+from goalstate.gs.topics import Topics, is_session
 from goalstate.scale.simulate.timeline import MS_NS, SECOND_NS, Due, Timeline
 
 LEASE_S = 10.0
@@ -36,6 +39,7 @@ class Surroundings(Protocol):
     broker: MemoryBroker
     topics: Topics
     random: Random
+    channels: ChannelPolicy
     core_type: Callable[..., HostCore]
 
     def told(self, agent: Agent, report: agent_pb2.HostReport) -> None:
@@ -51,9 +55,21 @@ class Surroundings(Protocol):
         ...
 
 
+class Session(Protocol):
+    """Carries the streams that are on sessions."""
+
+    def attach(self, stream: StreamId, start: bytes, sink: Sink) -> SessionReader: ...
+
+
 class Agent:
     def __init__(
-        self, around: Surroundings, host: str, group: str, incarnation: int, skew_ns: int
+        self,
+        around: Surroundings,
+        host: str,
+        group: str,
+        session: Session,
+        incarnation: int,
+        skew_ns: int,
     ) -> None:
         self.host = host
         self.group = group
@@ -61,9 +77,12 @@ class Agent:
         #: What its clock shows beyond the true time.
         self.skew_ns = skew_ns
         # Nothing drifts here: what an audit finds is an error of its own.
-        self.core = around.core_type(
-            host, inbox_stream(group), HostSettings(around.topics, audit_interval_ns=6 * SECOND_NS)
+        settings = HostSettings(
+            around.topics,
+            audit_interval_ns=6 * SECOND_NS,
+            sessions=around.channels.has_sessions,
         )
+        self.core = around.core_type(host, inbox_stream(group), settings)
         #: What the data plane holds.
         self.programmed: dict[tuple[Kind, str], Resource] = {}
         #: How long the data plane takes for a program, at most.
@@ -73,7 +92,8 @@ class Agent:
         self.left = False
         self._around = around
         self._reporter = Reporter(self.core, incarnation=incarnation, lease_s=LEASE_S)
-        self._readers: dict[StreamId, MemoryReader] = {}
+        self._session = session
+        self._readers: dict[StreamId, MemoryReader | SessionReader] = {}
         #: Where a lost connection goes on: topic, and the newest position that came from it.
         self._places: dict[StreamId, tuple[str, bytes]] = {}
         self._opening: dict[StreamId, Due] = {}
@@ -111,16 +131,6 @@ class Agent:
             if stream in self._readers:
                 self._detach(stream)
                 self._attach(stream, place, 0)
-
-    def read_on(self) -> None:
-        """Read on after what the core has: a delivery that was dropped last shows by nothing else.
-
-        (No bus but the memory bus drops one.)
-        """
-        for stream in list(self.core.streams.values()):
-            if stream.id in self._readers and not stream.reading.chunk:
-                self._close(stream.id)
-                self._open(Follow(stream.id, stream.topic, stream.reading.position), 0)
 
     # --- actions ---
 
@@ -170,6 +180,15 @@ class Agent:
     def _open(self, follow: Follow, failures: int) -> None:
         around = self._around
         stream = follow.stream
+        if is_session(follow.topic):
+
+            def sink(message: Message) -> None:
+                if self._readers.get(stream) is reader:
+                    self._receive(stream, message)
+
+            reader = self._session.attach(stream, follow.start, sink)
+            self._readers[stream] = reader
+            return
         try:
             around.broker.check_reachable(follow.topic, self.host)
         except BrokerUnreachable:
@@ -189,12 +208,7 @@ class Agent:
                 return
             topic, newest = self._places[stream]
             self._places[stream] = (topic, max(newest, message.position))
-            self._around.read(self, stream, message)
-            self._do(
-                self.core.receive(
-                    stream, message.properties, message.payload, message.position, self.now_ns
-                )
-            )
+            self._receive(stream, message)
 
         try:
             reader = broker.attach(*place, sink, name=self.host)
@@ -205,6 +219,30 @@ class Agent:
             self._do(self.core.position_gone(stream, self.now_ns))
             return
         self._readers[stream] = reader
+        if place[0] == self._around.topics.checkpoints_of(stream):
+            self._stalls(stream, reader, place[1])
+
+    def _receive(self, stream: StreamId, message: Message) -> None:
+        self._around.read(self, stream, message)
+        self._do(
+            self.core.receive(
+                stream, message.properties, message.payload, message.position, self.now_ns
+            )
+        )
+
+    def _stalls(self, stream: StreamId, reader: object, before: bytes) -> None:
+        """A checkpoint of which nothing comes for long is read anew, as real readers do."""
+
+        def look() -> None:
+            if self.stopped_ns is not None or self._readers.get(stream) is not reader:
+                return
+            _, newest = self._places[stream]
+            if newest != before:
+                self._stalls(stream, reader, newest)
+            else:
+                self._do(self.core.position_gone(stream, self.now_ns))
+
+        self._around.timeline.after(int(STALL_S * SECOND_NS), look)
 
     def _later(self, stream: StreamId, failures: int, what: Callable[[], None]) -> None:
         delay = min(_RETRY_NS << min(failures, 10), _RETRY_MAX_NS)
@@ -219,7 +257,9 @@ class Agent:
 
     def _detach(self, stream: StreamId) -> None:
         reader = self._readers.pop(stream, None)
-        if reader is not None:
+        if isinstance(reader, SessionReader):
+            reader.detach()
+        elif reader is not None:
             self._around.broker.detach(reader)
 
     # --- time ---

@@ -11,11 +11,16 @@ from enum import StrEnum
 from random import Random
 from typing import NamedTuple
 
-from goalstate.gs.intent import Intent
+from goalstate.dpm.channels import NEVER, ChannelPolicy
+from goalstate.gs.intent import ChannelChoice, Intent
 from goalstate.scale.random_intents import IntentSource, Size, region
 
 #: Intents beside those that the region begins with.
 INTENTS = (8, 22)
+#: Intents that say what a VPC is to travel on, in a region with sessions.
+SWITCHES = (2, 8)
+#: The share of runs whose region has sessions.
+SESSIONS = 0.4
 
 
 class Fault(StrEnum):
@@ -39,6 +44,7 @@ class Fault(StrEnum):
     PUBLISHER_CLOCK = "clock of a publisher set"
     STALE_WRITER = "former publisher published"
     SLOW = "data plane slow"
+    SESSION_CUT = "session of a rack cut"
 
 
 #: How long a fault lasts, in milliseconds, at least and at most. Jumps of clocks go both ways; a
@@ -62,6 +68,7 @@ _LASTS: dict[Fault, tuple[int, int]] = {
     Fault.PUBLISHER_CLOCK: (1, 60_000),
     Fault.STALE_WRITER: (100, 4000),
     Fault.SLOW: (200, 4000),
+    Fault.SESSION_CUT: (0, 6000),
 }
 
 
@@ -86,6 +93,8 @@ class Plan(NamedTuple):
     publishers: int
     #: Bytes of a record of the log in one message; None: as much as a message takes.
     log_part_bytes: int | None
+    #: When VPCs are on sessions; they go to and fro as ports come and go, and as intents say.
+    channels: ChannelPolicy
     steps: tuple[Step, ...]
 
     @property
@@ -101,6 +110,11 @@ class Plan(NamedTuple):
 def plan(seed: int) -> Plan:
     random = Random(f"plan/{seed}")
     size = Size(random.randint(3, 6), random.choice((1, 1, 2)), random.randint(3, 4))
+    channels = NEVER
+    if random.random() < SESSIONS:
+        # A VPC begins with three ports, all in one security group: most often on sessions.
+        channels = ChannelPolicy(random.randint(2, 4), random.randint(3, 5))
+        size = size._replace(channels=tuple(ChannelChoice))
     source = IntentSource(random, size)
     begin = region(size)
     at = 0
@@ -113,7 +127,16 @@ def plan(seed: int) -> Plan:
     for _ in range(random.randint(*INTENTS)):
         at += int(random.expovariate(1 / gap))
         steps.append(Step(0, at, source.intent()))
-    for fault in random.sample(list(Fault), random.randint(1, 5)):
+    # Sessions are cut as often as all else, though few runs have any.
+    of_sessions = 3 if channels.has_sessions else 0
+    faults = [
+        *(f for f in Fault if f is not Fault.SESSION_CUT),
+        *of_sessions * (Fault.SESSION_CUT,),
+    ]
+    if channels.has_sessions:
+        for _ in range(random.randint(*SWITCHES)):
+            steps.append(Step(0, random.randint(started, at), source.switch()))
+    for fault in random.sample(faults, random.randint(1, 5)):
         for _ in range(random.randint(1, 3)):
             steps.append(
                 Step(
@@ -133,6 +156,7 @@ def plan(seed: int) -> Plan:
         random.random() < 0.4,
         random.choice((1, 1, 2)),
         random.choice((None, 60, 400)),
+        channels,
         tuple(step._replace(number=number) for number, step in enumerate(steps, 1)),
     )
 

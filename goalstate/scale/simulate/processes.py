@@ -23,14 +23,17 @@ import structlog
 from goalstate.bus.errors import BusError
 from goalstate.dpm import convergence as convergence_module
 from goalstate.dpm import engine as engine_module
+from goalstate.dpm import recovery as recovery_module
 from goalstate.dpm import standby as standby_module
+from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy
 from goalstate.dpm.convergence import Convergence, HostView, Wait
-from goalstate.dpm.core import Core
+from goalstate.dpm.core import Accepted, Core
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import LogHeld
 from goalstate.dpm.intent_log import PART_BYTES, IntentLog
 from goalstate.dpm.metrics import Metrics
+from goalstate.dpm.recovery import Changes, remember
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.topics import Topics
@@ -55,9 +58,18 @@ class _NumberedWait(Wait):
 
 @contextmanager
 def at_virtual_time(
-    timeline: Timeline, say: Callable[[str], None] | None, log_part_bytes: int | None
+    timeline: Timeline,
+    say: Callable[[str], None] | None,
+    log_part_bytes: int | None,
+    durable: Callable[[Accepted], None],
 ) -> Iterator[None]:
-    """Let engines live on the timeline, and tell what they log to `say`."""
+    """Let engines live on the timeline, and tell what they log to `say`, and each change that one
+    finds to be in the intent log to `durable`."""
+
+    def remembered(changes: Changes, accepted: Accepted) -> None:
+        durable(accepted)
+        remember(changes, accepted)
+
     clock = SimpleNamespace(
         monotonic=lambda: timeline.now_ns / SECOND_NS, time_ns=lambda: timeline.now_ns
     )
@@ -66,6 +78,8 @@ def at_virtual_time(
         (engine_module, "time", clock),
         (standby_module, "time", clock),
         (standby_module, "IntentLog", log_type),
+        (engine_module, "remember", remembered),
+        (recovery_module, "remember", remembered),
         (convergence_module, "Wait", partial(_NumberedWait, itertools.count())),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in modules]
@@ -103,6 +117,7 @@ class Around(Protocol):
     wire: Wire
     topics: Topics
     own_stream: bool
+    channels: ChannelPolicy
     engine_type: Callable[..., Engine]
 
     def say(self, text: str) -> None: ...
@@ -155,6 +170,7 @@ class Process:
             clock_id=self.name,
             metrics=_METRICS,
             security_groups_own_stream=around.own_stream,
+            channels=around.channels,
             clock_ns=lambda: around.timeline.now_ns + self.skew_ns,
             steady_ns=lambda: around.timeline.now_ns,
             snapshots=SnapshotPolicy(),

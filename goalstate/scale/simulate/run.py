@@ -1,8 +1,8 @@
 """One run: a region in virtual time, to which its plan happens, and which has to come to rest.
 
-    client ─▶ engines (active, standby) ─▶ wire ─▶ broker ─▶ agents ─▶ data planes
-       ▲ answers, waits     ▲ clocks, crashes        ▲ cuts      │
-       └── checks ◀─────────┴────────────────────────┴───────────┘ reports
+    client ─▶ engines (active, standby) ─▶ wire ─▶ broker ──▶ agents ─▶ data planes
+       ▲ answers, waits     ▲ clocks, crashes └ sessions ┘      │
+       └── checks ◀─────────┴──────────────────────┴ cuts ──────┘ reports
 
 Law: a run is a function of its plan and its seed. What happens next is drawn from the seed, and
 nothing depends on real time or on the process that it runs in; a transcript changes nothing.
@@ -10,29 +10,31 @@ nothing depends on real time or on the process that it runs in; a transcript cha
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import PurePath
 from random import Random
 from typing import NamedTuple
 
 from goalstate.agent.core import HostCore
 from goalstate.bus.base import Message
-from goalstate.bus.errors import BrokerUnreachable
 from goalstate.bus.memory import Faults, MemoryBroker
 from goalstate.dpm.convergence import HostView
+from goalstate.dpm.core import Accepted
 from goalstate.dpm.engine import Engine
-from goalstate.gs import envelope as envelopes
-from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Intent, ObjectKind
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Resource
-from goalstate.gs.streams import Mark, StreamId, StreamKind
+from goalstate.gs.streams import Channel, StreamId
 from goalstate.gs.topics import Topics
 from goalstate.scale.random_intents import IntentSource
 from goalstate.scale.simulate import checks
 from goalstate.scale.simulate.checks import Violation
 from goalstate.scale.simulate.client import Client
+from goalstate.scale.simulate.fleet import Fleet
+from goalstate.scale.simulate.former import Place, publish_stale
 from goalstate.scale.simulate.hosts import Agent
 from goalstate.scale.simulate.plan import Fault, Plan, Step
 from goalstate.scale.simulate.processes import Process, at_virtual_time
@@ -83,17 +85,16 @@ class Run:
         self.broker = MemoryBroker(lambda: self.timeline.now_ns, Faults(seed=plan.seed))
         self.wire = Wire(self.broker, self.timeline, Random(f"wire/{plan.seed}"), self._arrives)
         self.own_stream = plan.security_groups_own_stream
+        self.channels = plan.channels
         self.engine_type = types.engine
         self.core_type = types.host_core
         self.counts = Counter[str]()
         self.transcript: list[str] = []
         self.processes = [Process(self, f"dpm-{n}") for n in range(1, plan.publishers + 1)]
-        self.agents: dict[str, Agent] = {}
-        #: By host, those that stopped included.
-        self.all_agents: dict[str, list[Agent]] = {}
+        self.fleet = Fleet(self)
+        self.agents = self.fleet.agents
+        self.all_agents = self.fleet.all_agents
         self._record = record
-        self._skews_ns: dict[str, int] = {}
-        self._groups: dict[str, str] = {}
         self.reports = checks.Told()
         self.streams = checks.Streams(self.broker, self.topics)
         self.client = Client(self)
@@ -103,22 +104,27 @@ class Run:
         self._broken = ""
         self._steps = 0
         self._healing = False
-        #: The last word was said to every VPC.
+        #: All faults are over, and what a former publisher said is made void.
         self._healed = False
 
     def play(self) -> Result:
         violation = ""
         say = self.say if self._record else None
-        with at_virtual_time(self.timeline, say, self.plan.log_part_bytes):
+        with at_virtual_time(self.timeline, say, self.plan.log_part_bytes, self._durable):
             try:
                 self._play()
             except Violation as error:
                 violation = str(error)
-                self.say(f"VIOLATION: {violation}")
+            except Exception as error:  # of an agent: its process would be no more
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{PurePath(last.filename).name}:{last.lineno}"
+                violation = f"{error!r} at {place}: {last.line}"
             finally:
                 for process in self.processes:
                     if process.loop is not None:
                         process.loop.kill()
+        if violation:
+            self.say(f"VIOLATION: {violation}")
         self._count()
         seconds = (self.timeline.now_ns - START_NS) / SECOND_NS
         return Result(self.plan, violation, seconds, self.counts, self.transcript)
@@ -196,6 +202,7 @@ class Run:
 
     def ended(self, process: Process) -> None:
         self.reports.forget_beliefs(process.name)
+        self.fleet.lost(process)
 
     def believed(self, process: Process, host: str, view: HostView) -> None:
         applied = {stream: mark for stream, (mark, _) in view.applied.items()}
@@ -234,6 +241,10 @@ class Run:
                 for r in operations
             )
             self.say(f"{agent.host} programs {' '.join(names)}")
+
+    def _durable(self, accepted: Accepted) -> None:
+        if self.channels.has_sessions:
+            self.streams.durable(accepted.publications)
 
     def _arrives(self, arrival: Arrival, written: bool) -> None:
         """A send of a publisher gets to the broker: the moment for a crash that waits for it."""
@@ -312,6 +323,13 @@ class Run:
                 process.crash(MS_NS)
             self.after(lasts_ns, partial(self._publish_stale, step))
             return
+        elif fault is Fault.SESSION_CUT:
+            racks = sorted(self.fleet.links)
+            happened = bool(racks)
+            if happened:
+                rack = racks[int(step.choice * len(racks))]
+                whom = f" {rack}"
+                self.fleet.links[rack].cut(lasts_ns)
         elif agent is None:
             happened = False
         else:
@@ -321,13 +339,12 @@ class Run:
             elif fault is Fault.RECONNECT:
                 agent.reconnect()
             elif fault is Fault.RESTART:
-                self._stop(agent.host)
-                self.after(lasts_ns, self._run_agents)
+                self.fleet.stop(agent.host)
+                self.after(lasts_ns, self.fleet.run)
             elif fault is Fault.HOST_CLOCK:
                 whom += f" by {step.lasts_ms} ms"
                 lasts = ""
-                agent.jump(lasts_ns)
-                self._skews_ns[agent.host] = agent.skew_ns
+                self.fleet.set_clock(agent, lasts_ns)
             elif fault is Fault.SLOW:
                 agent.program_ns = lasts_ns // 8
         if happened:
@@ -377,77 +394,20 @@ class Run:
         if serving is None or former is None or not 0 < former.epoch < serving.core.epoch:
             return
         source = IntentSource(Random(f"stale/{self.plan.seed}/{step.number}"), self.plan.size)
-        for _ in range(10):
-            try:
-                changes = former.plan(source.intent())
-            except IntentRejected:
-                continue
-            if changes:
-                break
-        else:
-            return
-        said = False
-        for envelope, payload, *_ in former.accept(changes, self.timeline.now_ns).publications:
-            stream = envelope.stream
-            head = serving.core.streams.get(stream)
-            vpc = stream.kind is StreamKind.VPC
-            if head is None or not (vpc or self._all_know_better(stream, envelope.mark, head.mark)):
-                # Only of what the new one says more can anybody know that this is void. To all
-                # VPCs something more is said in the end, to racks where they have ports.
-                continue
-            self.streams.foreign.add((stream, envelope.mark, envelope.digest))
-            try:
-                self.broker.publish(
-                    self.topics.of_stream(stream),
-                    payload,
-                    properties=envelopes.to_properties(envelope),
-                )
-            except BrokerUnreachable:
-                continue
-            said = True
-            self.say(f"step {step.number}: the former publisher says {stream} {envelope.mark}")
-        self.counts[Fault.STALE_WRITER.value] += said
-
-    def _all_know_better(self, stream: StreamId, said: Mark, head: Mark) -> bool:
-        """Has everybody who follows a stream heard of a later epoch on it?"""
-        followed = [agent.core.streams.get(stream) for agent in self.agents.values()]
-        marks = [head, *(one.live.mark for one in followed if one is not None)]
-        return min(marks).epoch > said.epoch
+        agents = self.agents.values()
+        place = Place(self.broker, self.topics, self.streams, agents, self.timeline.now_ns)
+        said = publish_stale(former, serving.core, source, place)
+        for stream, mark in said:
+            self.say(f"step {step.number}: the former publisher says {stream} {mark}")
+        self.counts[Fault.STALE_WRITER.value] += bool(said)
 
     def _serving(self) -> Engine | None:
         return next((engine for p in self.processes if (engine := p.serving)), None)
 
-    # --- hosts ---
-
-    def _run_agents(self) -> None:
-        """Have an agent run on each host of the region, in the host's group."""
-        for name in [n for n, a in self.agents.items() if self._groups.get(n) != a.group]:
-            self._stop(name)
-        for name, group in self._groups.items():
-            if name not in self.agents:
-                former = self.all_agents.setdefault(name, [])
-                agent = Agent(self, name, group, len(former) + 1, self._skews_ns.get(name, 0))
-                former.append(agent)
-                self.agents[name] = agent
-                self.counts["agent starts"] += 1
-                self.say(f"{name} starts its agent ({agent.incarnation}) in group {group}")
-                agent.start()
-
-    def _stop(self, name: str) -> None:
-        agent = self.agents.pop(name)
-        agent.left = True
-        agent.stop()
-        self.say(f"{name} loses its agent")
-
     def hosts_may_have_changed(self, engine: Engine) -> None:
         """An intent was accepted: whoever runs the hosts hears of it after a while."""
-        if self._has_other_hosts(engine):
-            self.after(int(self.random.random() * 50 * MS_NS), self._run_agents)
-
-    def _has_other_hosts(self, engine: Engine) -> bool:
-        hosts = engine.core.desired.objects(ObjectKind.HOST)
-        before, self._groups = self._groups, {host.id: host.group for host in hosts}
-        return before != self._groups
+        if self.fleet.has_other_hosts(engine):
+            self.after(int(self.random.random() * 50 * MS_NS), self.fleet.run)
 
     # --- in the end ---
 
@@ -464,15 +424,19 @@ class Run:
         self.broker.start()
         for process in self.processes:
             process.heal()
-        self._run_agents()
+        self.fleet.run()
         for agent in self.agents.values():
             agent.program_ns = MS_NS
-            agent.read_on()
-        self.after(2 * SECOND_NS, self._say_more)
+        for link in self.fleet.links.values():
+            link.heal()
+        if self.streams.foreign:
+            self.after(2 * SECOND_NS, self._say_more)
+        else:
+            self._healed = True
 
     def _say_more(self) -> None:
         """Something more is said to every VPC and to every rack with ports: a late word of a former
-        publisher shows by that, also to a host that lost what the new one had said before.
+        publisher shows by nothing else.
         """
         engine = self._serving()
         if engine is None:
@@ -494,10 +458,10 @@ class Run:
         if engine is None or not self._healed:
             return ["no publisher serves"]
         wrong = self.client.undecided()
-        if self._has_other_hosts(engine):
-            self._run_agents()
+        if self.fleet.has_other_hosts(engine):
+            self.fleet.run()
             wrong.append("hosts changed")
-        wrong += checks.unsettled(engine.core, self.agents, self._groups)
+        wrong += checks.unsettled(engine.core, self.agents, self.fleet.groups)
         if engine.backlog:
             wrong.append(f"{engine.backlog} messages are not confirmed")
         return wrong + self.client.waiting()
@@ -510,6 +474,12 @@ class Run:
         counts["deliveries reordered"] += broker.held_back
         counts["changes in the log"] += len(checks.changes(broker, self.topics))
         counts.update(self.wire.troubles)
+        switched = Counter(self.streams.switches.values())
+        counts["streams switched to sessions"] += switched[Channel.SESSION]
+        counts["streams switched to topics"] += switched[Channel.PULSAR]
+        for link in self.fleet.links.values():
+            counts["sessions opened"] += link.opened
+            counts["messages on sessions"] += link.follows.messages
         for agents in self.all_agents.values():
             for agent in agents:
                 seen = agent.core.counters

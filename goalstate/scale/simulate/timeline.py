@@ -26,7 +26,7 @@ class Due:
 
     __slots__ = ("cancelled", "what")
 
-    def __init__(self, what: Callable[[], None]) -> None:
+    def __init__(self, what: Callable[[], object]) -> None:
         self.what = what
         self.cancelled = False
 
@@ -42,10 +42,10 @@ class Timeline:
         self._heap: list[tuple[int, int, Due]] = []
         self._ties = 0
 
-    def after(self, delay_ns: int, what: Callable[[], None]) -> Due:
+    def after(self, delay_ns: int, what: Callable[[], object]) -> Due:
         return self.at(self.now_ns + delay_ns, what)
 
-    def at(self, when_ns: int, what: Callable[[], None]) -> Due:
+    def at(self, when_ns: int, what: Callable[[], object]) -> Due:
         due = Due(what)
         self._ties += 1
         heapq.heappush(self._heap, (max(when_ns, self.now_ns), self._ties, due))
