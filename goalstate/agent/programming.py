@@ -41,6 +41,7 @@ from goalstate.agent.changes import Backlog, Change, State
 from goalstate.agent.counters import Counters
 from goalstate.agent.dead_letters import DeadLetters
 from goalstate.agent.decoding import Group, Needs, Reference
+from goalstate.agent.news import News
 from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.strays import DRIFT, Strays
 from goalstate.agent.stream import Fault, Stream
@@ -69,6 +70,7 @@ class Programming:
         host: str,
         streams: Mapping[StreamId, Stream],
         counters: Counters,
+        news: News,
         *,
         limit: int,
         pending_deadline_ns: int,
@@ -79,6 +81,7 @@ class Programming:
         self._host = host
         self._streams = streams
         self._counters = counters
+        self._news = news
         self._limit = limit
         self._deadline_ns = pending_deadline_ns
         self._retry = retry
@@ -90,16 +93,13 @@ class Programming:
         self._flights: list[_Flight] = []
         self._deadlines: list[tuple[int, int, Change]] = []
         self._ties = 0
-        self.strays = Strays(self.concerns, limit)
+        self.strays = Strays(self.concerns, news, limit)
         #: What is not applied and why, by stream, kind and id.
         self.exceptions: dict[tuple[StreamId, Kind, str], Fault] = {}
         #: Streams of which something was settled since this was last emptied.
         self.touched: dict[StreamId, Stream] = {}
-        #: Streams of which something that took a permission away was applied, likewise.
-        self.revoked: dict[StreamId, Stream] = {}
         #: Streams that lost an exception by applying the resource, likewise.
         self.cleared: dict[StreamId, Stream] = {}
-        self.exceptions_changed = False
         #: Refusals that are to be told, and were.
         self.letters = DeadLetters()
 
@@ -180,12 +180,13 @@ class Programming:
         if change.state is State.QUEUED:
             self._evaluate(change, now)
 
-    def drop(self, stream: Stream, kind: Kind, id_: str) -> None:
-        """Nothing is to be done about a resource any more, whatever was to be done."""
+    def applied(self, stream: Stream, kind: Kind, id_: str) -> None:
+        """A resource is as it should be without the data plane, whatever was to be done there."""
         change = stream.unsettled.get(kind, {}).get(id_)
         if change is not None:
             change.intact = False
             self._settle(change, [id_])
+        self._counters.applied[kind] += 1
 
     def again(self, stream: Stream, kind: Kind, id_: str, now: int) -> None:
         """The publisher wants it once more: try what was refused, though it is the same."""
@@ -202,7 +203,7 @@ class Programming:
         for key in [key for key in self.exceptions if key[0] == stream.id]:
             del self.exceptions[key]
             self.letters.cleared(key)
-            self.exceptions_changed = True
+            self._news.exceptions = True
         # What is applied, and what was on its way, is to be known before any of it is looked at:
         # that settles what waits for it.
         before_all = [
@@ -385,7 +386,7 @@ class Programming:
             )
             # One attempt more is no news by itself.
             if earlier is None or earlier._replace(attempts=0) != fault._replace(attempts=0):
-                self.exceptions_changed = True
+                self._news.exceptions = True
             if state is State.REFUSED:
                 self.letters.refused(key, revision, now)
         stream.uncount(change.mark, len(change.ids))
@@ -412,7 +413,7 @@ class Programming:
         key = (stream.id, kind, id_)
         if self.exceptions.pop(key, None) is not None:
             self.letters.cleared(key)
-            self.exceptions_changed = True
+            self._news.exceptions = True
             self.cleared[stream.id] = stream
 
     def _wake_all(self, kind: Kind, ids: Iterable[str], now: int) -> None:
@@ -525,7 +526,7 @@ class Programming:
         stream = change.stream
         mark, _ = stream.revoked
         stream.revoked = (max(mark, change.at), now)
-        self.revoked[stream.id] = stream
+        self._news.streams[stream.id] = None
         if change.since_ns:
             self._counters.revocations.observe(max(0, now - change.since_ns) / 1e9)
 

@@ -159,7 +159,7 @@ def test_one_attempt_more_is_no_news_by_itself(rig: Rig) -> None:
     rig.report()
     rig.pass_time(3)
     assert rig.programmed.count("neighbor/port-1") > 1
-    assert not rig.core.dirty
+    assert not rig.core.news
 
 
 def test_the_watermark_goes_on_and_the_exception_stands_where_the_resource_came(rig: Rig) -> None:

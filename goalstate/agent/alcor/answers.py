@@ -89,7 +89,7 @@ class Answers:
         """There is nobody to be told that it begins."""
 
     def dirty(self, host: Host) -> None:
-        host.core.reported()
+        host.core.news.told()
         waiting = self._open.get(host)
         while waiting and self._settled(host, waiting[0]):
             self._answer(host, waiting.popleft())
