@@ -235,15 +235,15 @@ class HostCore:
 
     def dead_letters(self, limit: int) -> list[agent_pb2.DeadLetter]:
         """What was refused for good and is to be told, of about `limit` bytes at the most."""
-        programming = self.programming
-        return programming.letters.take(self.host, self.streams, programming.exceptions, limit)
+        exceptions = self.programming.exceptions
+        return exceptions.letters.take(self.host, self.streams, exceptions.faults, limit)
 
     def exceptions(self) -> Iterator[tuple[StreamId, int, str, Fault]]:
         """All that is not applied, and why: stream, number of the kind, id, fault.
 
         A message that could not be read, and a gap, have no kind and no id (0 and "").
         """
-        for (stream_id, kind, id_), fault in self.programming.exceptions.items():
+        for (stream_id, kind, id_), fault in self.programming.exceptions.faults.items():
             yield stream_id, int(kind), id_, fault
         for (kind, id_), fault in self.programming.strays.exceptions.items():
             yield self.inbox, int(kind), id_, fault
@@ -336,7 +336,7 @@ class HostCore:
                 if self.journal is not None and (taken is None or taken or group.deletion):
                     self.journal.touched(stream.id, group.kind, group.ids)
                 self._subscriptions.want(stream, group, taken, previous, now)
-                if group.deletion and self.programming.exceptions:
+                if group.deletion and self.programming.exceptions.faults:
                     # What is gone already may be wanted gone again: the data plane refused it.
                     for id_ in group.ids:
                         if not taken or id_ not in taken:
@@ -402,14 +402,15 @@ class HostCore:
                 elif self.streams.get(stream.id) is stream and not any(stream.unsettled.values()):
                     del self.streams[stream.id]
             programming.touched.clear()
-        if programming.cleared:
-            for stream in programming.cleared.values():
+        cleared = programming.exceptions.cleared
+        if cleared:
+            for stream in cleared.values():
                 # Only now all up to the watermark is applied.
                 if not stream.leaving:
                     stream.applied_ns = now
                     self.news.streams[stream.id] = None
-            programming.cleared.clear()
-        self._wake_at(programming.deadline_ns)
+            cleared.clear()
+        self._wake_at(programming.exceptions.due_ns)
         self._wake_at(self._repair.due_ns)
         if self._audit is not None:
             self._wake_at(self._audit.due_ns)

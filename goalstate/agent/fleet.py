@@ -155,7 +155,7 @@ class Host:
             fleet.waking[self] = None
         if core.news:
             fleet.reports.dirty(self)
-        if core.programming.letters and fleet.posting is not None:
+        if core.programming.exceptions.letters and fleet.posting is not None:
             fleet.posting.waiting(core)
 
     def _program(self, program: Program, todo: deque[Action]) -> None:
