@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,10 @@ class State(Enum):
     REFUSED = "refused"
     #: Refused for now.
     RETRYING = "retrying"
+
+
+#: What a change in one of these is, is told.
+EXCEPTIONS = (State.PENDING, State.REFUSED, State.RETRYING)
 
 
 class Change:
@@ -101,6 +105,54 @@ class Change:
             self.intact = True
         return self.ids
 
+    def overtake(self, earlier: Change | None, previous: Mark) -> None:
+        """Stand for its one resource from now on, in the place of an earlier change, if any.
+
+        `previous` is the mark before the message that brought this one.
+        """
+        stream = self.stream
+        if earlier is None:
+            stream.count(self.mark, previous, 1)
+        else:
+            earlier.intact = False
+            if earlier.state is State.FLYING:
+                self.state = State.NEXT
+                stream.count(self.mark, previous, 1)
+            elif earlier.mark is not None and self.mark is not None:
+                # The watermark must not pass the older message before this is settled.
+                self.mark = earlier.mark
+            else:
+                stream.uncount(earlier.mark, 1)
+                stream.count(self.mark, previous, 1)
+            if earlier.state is State.NEXT:
+                self.state = State.NEXT
+            if earlier.state is State.PENDING:
+                self.deadline_ns = earlier.deadline_ns
+            if self.since_ns and (earlier.revokes or earlier.state is State.NEXT):
+                # As long as it has not happened, that is since when it should have.
+                self.since_ns = earlier.since_ns or self.since_ns
+        stream.unsettled[self.kind][self.ids[0]] = self
+
+    def operations(self) -> Sequence[Resource]:
+        """What a data plane has to do, in the order of `ids`."""
+        live, kind = self.stream.live, self.kind
+        if not self.deletion:
+            return list(map(live.held[kind].__getitem__, self.ids))
+        tombstones = live.tombstones.get(kind, {})
+        return [
+            Resource(kind, id_, tombstones.get(id_, self.before[id_].revision), b"")
+            for id_ in self.ids
+        ]
+
+    def split(self, number: int) -> Change:
+        """Stand for the first `number` of the ids only; gives a change that does for the others."""
+        rest = self.ids[number:]
+        later = Change(self.stream, self.kind, rest, self.before, self.at)
+        later.mark, later.deletion, later.needs = self.mark, self.deletion, self.needs
+        self.stream.unsettled[self.kind].update(dict.fromkeys(rest, later))
+        self.ids = self.ids[:number]
+        return later
+
 
 class Backlog:
     """Changes that can be programmed, in the order of their phases."""
@@ -123,10 +175,11 @@ class Backlog:
         self._length += 1
         self._lowest = min(self._lowest, index)
 
-    def take(self, *, deletions: bool) -> Change | None:
+    def take(self, room: int, *, deletions: bool) -> Change | None:
         """The first change; None if there is none, or only deletions, and these are not asked for.
 
-        Changes that were overtaken as a whole are left out.
+        Changes that were overtaken as a whole are left out. Of one of more than `room` resources,
+        the rest stays the first.
         """
         while self._length:
             bucket = self._buckets[self._lowest]
@@ -138,10 +191,8 @@ class Backlog:
             self._length -= 1
             change = bucket.popleft()
             if change.standing():
+                if len(change.ids) > room:
+                    self._length += 1
+                    bucket.appendleft(change.split(room))
                 return change
         return None
-
-    def put_back(self, change: Change) -> None:
-        """Make a change the first one; it has the phase of the one that was taken last."""
-        self._buckets[self._lowest].appendleft(change)
-        self._length += 1

@@ -2,7 +2,7 @@
 
     Bus ──messages──▶ Readers ──▶ HostCore ──▶ DataPlane
                         ▲  Follow, Unfollow │ ▲ programmed
-                        └───────────────────┘ │          HostCore.dirty ──▶ Reports ──▶ Bus
+                        └───────────────────┘ │          HostCore.news ──▶ Reports ──▶ Bus
                                      timer: tick, heartbeats
 
 Laws:
@@ -153,9 +153,9 @@ class Host:
                 fleet.readers.unfollow(self, action.stream)
         if core.wakeup is not None:
             fleet.waking[self] = None
-        if core.dirty:
+        if core.news:
             fleet.reports.dirty(self)
-        if core.programming.letters and fleet.posting is not None:
+        if core.programming.exceptions.letters and fleet.posting is not None:
             fleet.posting.waiting(core)
 
     def _program(self, program: Program, todo: deque[Action]) -> None:

@@ -57,7 +57,7 @@ class FleetMetrics(Collector):
         for core in cores:
             for stream in list(core.streams.values()):
                 held += sum(map(len, list(stream.live.held.values())))
-            for fault in list(core.programming.exceptions.values()):
+            for fault in list(core.programming.exceptions.faults.values()):
                 status = "pending" if fault.pending else "retrying" if fault.retrying else "refused"
                 exceptions[status] += 1
         yield GaugeMetricFamily(PREFIX + "resources_held", "Resources accepted and held.", held)

@@ -92,7 +92,7 @@ class Posting:
             if letters:
                 taken.append((core, letters))
                 message.letters.extend(letters)
-            if not core.programming.letters:
+            if not core.programming.exceptions.letters:
                 del self._hosts[core]
         if not taken:
             return True
@@ -103,7 +103,7 @@ class Posting:
         except BusError as error:
             log.warning("dead letters are not written yet", error=str(error))
             for core, letters in taken:
-                core.programming.letters.lost(letters)
+                core.programming.exceptions.letters.lost(letters)
                 self._hosts[core] = None
             return False
         self._counters.dead_letters += len(message.letters)

@@ -2,10 +2,10 @@
 
 Laws:
 
-1.  A resource is programmed when everything that it refers to is applied on this host, on whatever
-    stream that came. If a reference is on its way, it is BLOCKED until that is settled. If it is
-    not there, or itself an exception, the resource is PENDING; after the deadline it is REFUSED
-    with the reason MISSING_REFERENCE. It is still programmed when the reference comes later.
+1.  A resource is programmed when everything that it refers to is there (`references`). If one is
+    on its way, it is BLOCKED until that is settled. If it is not there, the resource is PENDING;
+    after the deadline it is REFUSED with the reason MISSING_REFERENCE. It is still programmed when
+    the reference comes later.
 2.  A change that takes a permission away goes before everything, and waits for no reference: a
     port that waits for rules is better closed than open.
 3.  Additions go in the order of dependency. Deletions go in the reverse order, when no addition is
@@ -17,8 +17,7 @@ Laws:
     in its newest revision, and nothing waits for it meanwhile but what refers to it. After the last
     attempt it is REFUSED, as is at once what the data plane refuses for good. That is not tried
     again by itself: a newer revision is, or the same after the stream brought it to the data
-    plane's knowledge anew. An exception stands until the resource is applied or gone, also while a
-    newer revision, or another attempt, is on its way.
+    plane's knowledge anew. All three are `exceptions`, and so is PENDING.
 7.  What the data plane turns out not to hold as it was applied is programmed again, and what it
     holds that nobody wants is deleted (`audit`). Both are exceptions until that is done.
 8.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
@@ -32,27 +31,25 @@ it no longer names for an id has been overtaken there.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from goalstate.agent.actions import Refusal
 from goalstate.agent.changes import Backlog, Change, State
 from goalstate.agent.counters import Counters
-from goalstate.agent.dead_letters import DeadLetters
 from goalstate.agent.decoding import Group, Needs, Reference
+from goalstate.agent.exceptions import Exceptions
+from goalstate.agent.news import News
+from goalstate.agent.references import References
 from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.strays import DRIFT, Strays
-from goalstate.agent.stream import Fault, Stream
+from goalstate.agent.stream import Stream
 from goalstate.gs import ordering
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
-_REFERABLE = frozenset({Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP})
 _REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _NOTHING: Mapping[str, Resource] = {}
-_WAITING = (State.BLOCKED, State.PENDING, State.REFUSED)
-_EXCEPTIONS = (State.PENDING, State.REFUSED, State.RETRYING)
 
 
 class _Flight(NamedTuple):
@@ -69,6 +66,7 @@ class Programming:
         host: str,
         streams: Mapping[StreamId, Stream],
         counters: Counters,
+        news: News,
         *,
         limit: int,
         pending_deadline_ns: int,
@@ -79,29 +77,18 @@ class Programming:
         self._host = host
         self._streams = streams
         self._counters = counters
+        self._news = news
         self._limit = limit
         self._deadline_ns = pending_deadline_ns
         self._retry = retry
-        self._references = references
+        self._knows_references = references
+        self._references = References(streams)
         self._backlog = Backlog()
-        #: Additions that wait for a reference on its way.
-        self._blocked = 0
-        self._waiters: dict[Reference, list[Change]] = {}
         self._flights: list[_Flight] = []
-        self._deadlines: list[tuple[int, int, Change]] = []
-        self._ties = 0
-        self.strays = Strays(self.concerns, limit)
-        #: What is not applied and why, by stream, kind and id.
-        self.exceptions: dict[tuple[StreamId, Kind, str], Fault] = {}
+        self.exceptions = Exceptions(counters, news)
+        self.strays = Strays(self.concerns, news, limit)
         #: Streams of which something was settled since this was last emptied.
         self.touched: dict[StreamId, Stream] = {}
-        #: Streams of which something that took a permission away was applied, likewise.
-        self.revoked: dict[StreamId, Stream] = {}
-        #: Streams that lost an exception by applying the resource, likewise.
-        self.cleared: dict[StreamId, Stream] = {}
-        self.exceptions_changed = False
-        #: Refusals that are to be told, and were.
-        self.letters = DeadLetters()
 
     # --- what is wanted ---
 
@@ -116,7 +103,7 @@ class Programming:
             return
         needs = group.needs[0]
         if len(group.needs) > 1:
-            if not self._references or self._all_here(stream, group.needs):
+            if not self._knows_references or self._references.are_there(stream, group.needs):
                 needs = ()
             elif len(group.parts) > 1:
                 for part in group.parts:
@@ -176,16 +163,17 @@ class Programming:
             stream, kind, [id_], before, stream.live.mark, needs=needs, refusal=group.refusal
         )
         change.since_ns = stream.published_ns
-        self._put(change, id_, earlier, previous)
+        change.overtake(earlier, previous)
         if change.state is State.QUEUED:
             self._evaluate(change, now)
 
-    def drop(self, stream: Stream, kind: Kind, id_: str) -> None:
-        """Nothing is to be done about a resource any more, whatever was to be done."""
+    def applied(self, stream: Stream, kind: Kind, id_: str) -> None:
+        """A resource is as it should be without the data plane, whatever was to be done there."""
         change = stream.unsettled.get(kind, {}).get(id_)
         if change is not None:
             change.intact = False
             self._settle(change, [id_])
+        self._counters.applied[kind] += 1
 
     def again(self, stream: Stream, kind: Kind, id_: str, now: int) -> None:
         """The publisher wants it once more: try what was refused, though it is the same."""
@@ -199,10 +187,7 @@ class Programming:
         held = stream.live.held
         stream.live.held = {}
         stream.outstanding.clear()
-        for key in [key for key in self.exceptions if key[0] == stream.id]:
-            del self.exceptions[key]
-            self.letters.cleared(key)
-            self.exceptions_changed = True
+        self.exceptions.leave(stream.id)
         # What is applied, and what was on its way, is to be known before any of it is looked at:
         # that settles what waits for it.
         before_all = [
@@ -222,7 +207,7 @@ class Programming:
                     stream, kind, [id_], {id_: before} if before else _NOTHING, stream.live.mark
                 )
                 change.mark = None
-                self._put(change, id_, earlier, stream.live.mark)
+                change.overtake(earlier, stream.live.mark)
                 if change.state is State.QUEUED:
                     self._evaluate(change, now)
             # Groups one by one: each may have moved to another stream.
@@ -232,31 +217,6 @@ class Programming:
                 change.mark = None
                 unsettled.update(dict.fromkeys(ids, change))
                 self._evaluate(change, now)
-
-    def _put(self, change: Change, id_: str, earlier: Change | None, previous: Mark) -> None:
-        """Let a change of one resource stand for it, in the place of an earlier one."""
-        stream = change.stream
-        if earlier is None:
-            stream.count(change.mark, previous, 1)
-        else:
-            earlier.intact = False
-            if earlier.state is State.FLYING:
-                change.state = State.NEXT
-                stream.count(change.mark, previous, 1)
-            elif earlier.mark is not None and change.mark is not None:
-                # The watermark must not pass the older message before this is settled.
-                change.mark = earlier.mark
-            else:
-                stream.uncount(earlier.mark, 1)
-                stream.count(change.mark, previous, 1)
-            if earlier.state is State.NEXT:
-                change.state = State.NEXT
-            if earlier.state is State.PENDING:
-                change.deadline_ns = earlier.deadline_ns
-            if change.since_ns and (earlier.revokes or earlier.state is State.NEXT):
-                # As long as it has not happened, that is since when it should have.
-                change.since_ns = earlier.since_ns or change.since_ns
-        stream.unsettled[change.kind][id_] = change
 
     # --- what the data plane does not hold as it should ---
 
@@ -302,43 +262,22 @@ class Programming:
         elif change.refusal:
             self._except(change, State.REFUSED, change.refusal, now)
             return
-        elif self._references and not revokes:
+        elif self._knows_references and not revokes:
             awaited = None
             for reference in change.needs:
-                found = self._find(stream, reference)
+                found = self._references.find(stream, reference)
                 if found is None:
                     self._pend(change, reference, now)
                     return
                 if not found:
                     awaited = reference
             if awaited is not None:
-                change.state = State.BLOCKED
-                change.awaited = awaited
-                self._blocked += 1
-                self._waiters.setdefault(awaited, []).append(change)
+                self._references.block(change, awaited)
                 self._wake_all(kind, change.ids, now)
                 return
         change.state = State.QUEUED
         self._backlog.put(change, ordering.phase(kind, change.deletion, revokes))
         self._wake_all(kind, change.ids, now)
-
-    def _all_here(self, stream: Stream, needs: Iterable[Needs]) -> bool:
-        references = {reference for some in set(needs) for reference in some}
-        return all(self._find(stream, reference) for reference in references)
-
-    def _find(self, stream: Stream, reference: Reference) -> bool | None:
-        """Is it applied on this host? False: it is on its way. None: it is not there."""
-        kind, id_ = reference
-        on_its_way = False
-        for one in (stream, *self._streams.values()):
-            held = one.live.held.get(kind)
-            if held and id_ in held:
-                change = one.unsettled.get(kind, {}).get(id_)
-                if change is None or id_ in change.before:
-                    return True
-                if change.state not in _EXCEPTIONS and not change.attempts:
-                    on_its_way = True
-        return False if on_its_way else None
 
     def _held_elsewhere(self, stream: Stream, group_id: str) -> bool:
         return any(
@@ -349,50 +288,24 @@ class Programming:
 
     def _pend(self, change: Change, reference: Reference, now: int) -> None:
         kind, id_ = reference
-        name = f"{kind.name.lower()}/{id_}"
         if not change.deadline_ns:
             change.deadline_ns = now + self._deadline_ns
-        change.awaited = reference
-        self._waiters.setdefault(reference, []).append(change)
+        self._references.wait(change, reference)
         if now < change.deadline_ns:
-            self._ties += 1
-            heapq.heappush(self._deadlines, (change.deadline_ns, self._ties, change))
-            self._except(change, State.PENDING, f"MISSING_REFERENCE: waits for {name}", now)
+            self.exceptions.remind(change, change.deadline_ns)
+            reason = f"MISSING_REFERENCE: waits for {kind.name.lower()}/{id_}"
+            self._except(change, State.PENDING, reason, now)
         else:
-            self._except(change, State.REFUSED, f"MISSING_REFERENCE: {name} is not here", now)
+            self._except(change, State.REFUSED, _missing(reference), now)
 
     def _except(self, change: Change, state: State, reason: str, now: int) -> None:
         """A change becomes an exception; what refers to it learns of that."""
-        stream, kind = change.stream, change.kind
-        held = stream.live.held.get(kind, {})
-        # It may stand for an older message too, which it overtook before that was applied.
-        since = min(change.at, change.mark) if change.mark is not None else change.at
-        if state is State.REFUSED and change.state is not State.REFUSED:
-            self._counters.refused += len(change.ids)
-        change.state = state
-        for id_ in change.ids:
-            wanted = held.get(id_)
-            revision = wanted.revision if wanted is not None else change.before[id_].revision + 1
-            key = (stream.id, kind, id_)
-            earlier = self.exceptions.get(key)
-            at = since if earlier is None else min(earlier.mark, since)
-            fault = self.exceptions[key] = Fault(
-                state is State.PENDING,
-                reason,
-                revision,
-                at,
-                change.attempts,
-                state is State.RETRYING,
-            )
-            # One attempt more is no news by itself.
-            if earlier is None or earlier._replace(attempts=0) != fault._replace(attempts=0):
-                self.exceptions_changed = True
-            if state is State.REFUSED:
-                self.letters.refused(key, revision, now)
+        self.exceptions.add(change, state, reason, now)
+        stream = change.stream
         stream.uncount(change.mark, len(change.ids))
         change.mark = None
         self.touched[stream.id] = stream
-        self._wake_all(kind, change.ids, now)
+        self._wake_all(change.kind, change.ids, now)
 
     def _settle(self, change: Change, ids: Sequence[str]) -> None:
         """These ids of a change need nothing any more. All of them are its own."""
@@ -405,51 +318,29 @@ class Programming:
                 del unsettled[id_]
         stream.uncount(change.mark, len(ids))
         self.touched[stream.id] = stream
-        if self.exceptions:
+        if self.exceptions.faults:
             for id_ in ids:
-                self._clear(stream, kind, id_)
-
-    def _clear(self, stream: Stream, kind: Kind, id_: str) -> None:
-        key = (stream.id, kind, id_)
-        if self.exceptions.pop(key, None) is not None:
-            self.letters.cleared(key)
-            self.exceptions_changed = True
-            self.cleared[stream.id] = stream
+                self.exceptions.clear(stream, kind, id_)
 
     def _wake_all(self, kind: Kind, ids: Iterable[str], now: int) -> None:
         """What waits for these is looked at again."""
-        if kind not in _REFERABLE or not self._waiters:
-            return
-        for id_ in ids:
-            for change in self._waiters.pop((kind, id_), ()):
-                if change.state not in _WAITING or change.awaited != (kind, id_):
-                    continue
-                if change.state is State.BLOCKED:
-                    self._blocked -= 1
-                change.awaited = None
-                if change.standing():
-                    self._evaluate(change, now)
+        for change in self._references.woken(kind, ids):
+            self._evaluate(change, now)
 
     # --- time ---
 
-    @property
-    def deadline_ns(self) -> int | None:
-        """When `expire` has something to do next; None: nothing waits."""
-        return self._deadlines[0][0] if self._deadlines else None
-
     def expire(self, now: int) -> None:
-        """Refuse what has been pending for too long, and try again what it is time for."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            change = heapq.heappop(self._deadlines)[2]
+        """Refuse what has been pending for too long, and try again what it is time for.
+
+        To be called when `exceptions.due_ns` has come.
+        """
+        for change in self.exceptions.due(now):
             if change.state is State.RETRYING and change.retry_ns <= now and change.standing():
                 self._counters.retries += 1
                 self._evaluate(change, now)
             elif change.state is State.PENDING and change.deadline_ns <= now and change.standing():
-                reference = change.awaited
-                assert reference is not None
-                name = f"{reference[0].name.lower()}/{reference[1]}"
-                reason = f"MISSING_REFERENCE: {name} is not here"
-                self._except(change, State.REFUSED, reason, now)
+                assert change.awaited is not None
+                self._except(change, State.REFUSED, _missing(change.awaited), now)
 
     # --- programs ---
 
@@ -462,41 +353,19 @@ class Programming:
         if self._flights or self.strays.flying:
             return operations
         while self._backlog and len(operations) < self._limit:
-            change = self._backlog.take(deletions=not self._blocked)
+            room = self._limit - len(operations)
+            change = self._backlog.take(room, deletions=not self._references.blocked)
             if change is None:
                 break
-            self._split(change, self._limit - len(operations))
-            operations.extend(self._launch(change))
+            flight = _Flight(change, change.ids, change.operations())
+            change.state = State.FLYING
+            self._flights.append(flight)
+            operations += flight.resources
         if not operations and self.strays.due:
             operations = self.strays.next_program()
         if operations:
             self._counters.programs += 1
         return operations
-
-    def _split(self, change: Change, room: int) -> None:
-        """Leave what exceeds `room` in the backlog."""
-        rest = change.ids[room:]
-        if not rest:
-            return
-        later = Change(change.stream, change.kind, rest, change.before, change.at)
-        later.mark, later.deletion, later.needs = change.mark, change.deletion, change.needs
-        change.stream.unsettled[change.kind].update(dict.fromkeys(rest, later))
-        change.ids = change.ids[:room]
-        self._backlog.put_back(later)
-
-    def _launch(self, change: Change) -> Sequence[Resource]:
-        stream, kind, ids = change.stream, change.kind, change.ids
-        if change.deletion:
-            tombstones = stream.live.tombstones.get(kind, {})
-            resources = [
-                Resource(kind, id_, tombstones.get(id_, change.before[id_].revision), b"")
-                for id_ in ids
-            ]
-        else:
-            resources = list(map(stream.live.held[kind].__getitem__, ids))
-        change.state = State.FLYING
-        self._flights.append(_Flight(change, ids, resources))
-        return resources
 
     def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
         """The program under way is done, but for the refused operations: place in it → why."""
@@ -526,7 +395,7 @@ class Programming:
         stream = change.stream
         mark, _ = stream.revoked
         stream.revoked = (max(mark, change.at), now)
-        self.revoked[stream.id] = stream
+        self._news.streams[stream.id] = None
         if change.since_ns:
             self._counters.revocations.observe(max(0, now - change.since_ns) / 1e9)
 
@@ -547,7 +416,7 @@ class Programming:
             successor.before = {id_: resource} if resource.payload else _NOTHING
             stream.uncount(change.mark, 1)
             self.touched[stream.id] = stream
-            self._clear(stream, kind, id_)
+            self.exceptions.clear(stream, kind, id_)
         elif successor is change:
             alone = Change(stream, kind, [id_], change.before, change.at, needs=change.needs)
             alone.mark, alone.deletion = change.mark, change.deletion
@@ -577,6 +446,10 @@ class Programming:
             self._except(change, State.REFUSED, f"DATA_PLANE: {refusal.reason}", now)
             return
         change.retry_ns = now + delay
-        self._ties += 1
-        heapq.heappush(self._deadlines, (change.retry_ns, self._ties, change))
+        self.exceptions.remind(change, change.retry_ns)
         self._except(change, State.RETRYING, f"DATA_PLANE: {refusal.reason}", now)
+
+
+def _missing(reference: Reference) -> str:
+    kind, id_ = reference
+    return f"MISSING_REFERENCE: {kind.name.lower()}/{id_} is not here"

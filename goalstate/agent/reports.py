@@ -59,7 +59,7 @@ class Reporter:
     def report(self, *, full: bool) -> agent_pb2.HostReport | None:
         """What is to be told now; None if nothing changed and no full report is asked for."""
         core = self._core
-        if not full and not core.dirty:
+        if not full and not core.news:
             return None
         self._number += 1
         streams = core.streams
@@ -74,13 +74,13 @@ class Reporter:
         if full:
             report.proxied = self._proxy_for is not None
             report.formats.extend(READS if self._proxy_for is None else self._proxy_for)
-        for id_ in streams if full else core.changed:
+        for id_ in streams if full else core.news.streams:
             stream = streams.get(id_)
             if stream is not None and not stream.leaving:
                 _tell(stream, report.streams.add())
         report.exceptions.extend(exceptions(core))
-        report.dropped.extend(map(str, core.dropped))
-        core.reported()
+        report.dropped.extend(map(str, core.news.dropped))
+        core.news.told()
         return report
 
 

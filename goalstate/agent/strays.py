@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from goalstate.agent.actions import Refusal
+from goalstate.agent.news import News
 from goalstate.agent.stream import Fault
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import ORIGIN
@@ -20,14 +21,13 @@ DRIFT = "DRIFT: the data plane does not hold what was applied"
 class Strays:
     """Of one host."""
 
-    def __init__(self, concerns: Callable[[Kind, str], bool], limit: int) -> None:
+    def __init__(self, concerns: Callable[[Kind, str], bool], news: News, limit: int) -> None:
         """`concerns`: is a resource wanted, or on its way? `limit`: operations in one program."""
         self._concerns = concerns
+        self._news = news
         self._limit = limit
         #: All there are, and why they are still there.
         self.exceptions: dict[tuple[Kind, str], Fault] = {}
-        #: Exceptions came or went since this was last unset.
-        self.changed = False
         self._due: list[tuple[Kind, str]] = []
         self._flying: list[tuple[Kind, str]] = []
 
@@ -75,8 +75,8 @@ class Strays:
                 self._keep(kind, id_, Fault(False, reason, 0, ORIGIN))
 
     def _keep(self, kind: Kind, id_: str, fault: Fault) -> None:
-        self.changed |= self.exceptions.get((kind, id_)) != fault
+        self._news.exceptions |= self.exceptions.get((kind, id_)) != fault
         self.exceptions[kind, id_] = fault
 
     def _forget(self, kind: Kind, id_: str) -> None:
-        self.changed |= self.exceptions.pop((kind, id_), None) is not None
+        self._news.exceptions |= self.exceptions.pop((kind, id_), None) is not None

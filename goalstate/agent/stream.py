@@ -340,7 +340,7 @@ class Stream:
         self.published_ns = 0
         #: First marks of epochs, and the marks that they come after (law 3).
         self.fences: dict[int, Mark] = {}
-        # Repair, see `core`: reads since there was progress beyond `stuck`, and when the next is
+        # See `repair`: reads since there was progress beyond `stuck`, and when the next is
         # due (None: none is wanted); the corrupted message and its chunk, read once more; how often
         # the broker did not have the position, since it gave a message of the log; the mark at
         # which a checkpoint was told of that was tried before its time.

@@ -1,6 +1,6 @@
 """The message port: named topics, each an ordered, retained log of messages.
 
-Laws that every adapter keeps (`conformance.py` is the test of them):
+Laws that every adapter keeps (`conformance` is the test of them):
 
 1.  A topic is a log. All readers see one order, the order in which sends were accepted; the sends
     of one producer are accepted in the order of its calls.

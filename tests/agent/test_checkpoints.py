@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goalstate.agent.actions import Follow
 from goalstate.agent.beginning import Beginning, beginning, is_sought
-from goalstate.agent.core import RETRY_MAX_NS
+from goalstate.agent.repair import RETRY_MAX_NS
 from goalstate.bus.base import EARLIEST, Message
 from goalstate.bus.memory import Faults
 from goalstate.gs.envelope import CheckpointPlace, MessageKind

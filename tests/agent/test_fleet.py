@@ -215,7 +215,7 @@ def test_a_look_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_checkpoint_that_is_gone_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleets, "TICK_S", 0.001)
-    monkeypatch.setattr("goalstate.agent.core.RETRY_NS", 1_000_000)
+    monkeypatch.setattr("goalstate.agent.repair.RETRY_NS", 1_000_000)
 
     async def scenario() -> None:
         rig = FleetRig()

@@ -159,7 +159,7 @@ def test_one_attempt_more_is_no_news_by_itself(rig: Rig) -> None:
     rig.report()
     rig.pass_time(3)
     assert rig.programmed.count("neighbor/port-1") > 1
-    assert not rig.core.dirty
+    assert not rig.core.news
 
 
 def test_the_watermark_goes_on_and_the_exception_stands_where_the_resource_came(rig: Rig) -> None:
@@ -221,7 +221,7 @@ def test_letters_that_could_not_be_sent_are_told_again(rig: Rig) -> None:
     rig.refuse = {"port-1", "port-2"}
     rig.on_vpc(neighbor(1), neighbor(2))
     taken = rig.letters()
-    rig.core.programming.letters.lost(taken)
+    rig.core.programming.exceptions.letters.lost(taken)
     assert rig.letters() == taken
 
 
@@ -230,7 +230,7 @@ def test_letters_are_taken_in_pieces_of_bounded_size(rig: Rig) -> None:
     rig.refuse = set(ids)
     rig.on_vpc(*(neighbor(n) for n in range(1000)))
     pieces = []
-    while rig.core.programming.letters:
+    while rig.core.programming.exceptions.letters:
         pieces.append(rig.letters(10_000))
     assert len(pieces) > 10
     assert all(sum(one.ByteSize() for one in piece) < 11_000 for piece in pieces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from goalstate.agent.core import RETRY_MAX_NS
+from goalstate.agent.repair import RETRY_MAX_NS
 from goalstate.bus.base import EARLIEST
 from goalstate.bus.memory import Faults
 from goalstate.gs.streams import Mark

@@ -168,7 +168,7 @@ def test_a_checkpoint_that_is_trimmed_while_it_is_read_strands_nobody(
 ) -> None:
     monkeypatch.setattr(checkpoint_readers, "STALL_S", 0.02)
     monkeypatch.setattr(fleets, "TICK_S", 0.001)
-    monkeypatch.setattr("goalstate.agent.core.RETRY_NS", 1_000_000)
+    monkeypatch.setattr("goalstate.agent.repair.RETRY_NS", 1_000_000)
 
     async def scenario() -> None:
         rig, bus, publisher = region(members(8))

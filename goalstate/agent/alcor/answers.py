@@ -73,7 +73,7 @@ class Answers:
         core = host.core
         stream = core.streams[core.inbox]
         excepted: set[Key] = {
-            (kind, id_) for at, kind, id_ in core.programming.exceptions if at == stream.id
+            (kind, id_) for at, kind, id_ in core.programming.exceptions.faults if at == stream.id
         }
         taken = pushes.take(entries, stream.live, excepted)
         mark = pushes.next_mark(stream.live, epoch)
@@ -89,7 +89,7 @@ class Answers:
         """There is nobody to be told that it begins."""
 
     def dirty(self, host: Host) -> None:
-        host.core.reported()
+        host.core.news.told()
         waiting = self._open.get(host)
         while waiting and self._settled(host, waiting[0]):
             self._answer(host, waiting.popleft())
@@ -122,7 +122,7 @@ class Answers:
     def _verdict(self, host: Host, entry: Entry) -> Verdict:
         """What the host says of a resource, where all that came before is settled."""
         core = host.core
-        fault = core.programming.exceptions.get((core.inbox, entry.kind, entry.id))
+        fault = core.programming.exceptions.faults.get((core.inbox, entry.kind, entry.id))
         if fault is None:
             return _SUCCESS
         status = resources_pb2.PENDING if fault.pending else resources_pb2.FAILURE

@@ -99,7 +99,7 @@ class Told:
     def has_left(self, agent: Agent, stream: StreamId, number: int) -> bool:
         """Did an agent drop a stream since it sent the report of that number?"""
         drops = self._dropped[agent.host, agent.incarnation, str(stream)]
-        return stream in agent.core.dropped or any(drop > number for drop in drops)
+        return stream in agent.core.news.dropped or any(drop > number for drop in drops)
 
     def forget_beliefs(self, publisher: str) -> None:
         """The publisher is no more."""

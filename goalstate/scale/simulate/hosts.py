@@ -146,7 +146,7 @@ class Agent:
             else:
                 self._read_back(action)
         self._wake()
-        if self.core.dirty:
+        if self.core.news:
             self._report_soon(_REPORT_DELAY_NS)
 
     def _program(self, program: Program) -> None:
