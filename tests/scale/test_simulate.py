@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from goalstate.agent.core import HostCore
 from goalstate.agent.stream import Place, Reading
+from goalstate.agent.subscriptions import Subscriptions
 from goalstate.cli import simulation
 from goalstate.cli.errors import ExitCode, InputError
 from goalstate.cli.output import Output
@@ -194,16 +194,18 @@ def test_an_agent_that_goes_on_anywhere_when_a_stream_switches_is_seen(
     monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
 ) -> None:
     """The digest would show what it skipped, and bring it: it does not look at that either."""
-    follow, place, agrees = HostCore._follow, Reading.place, Reading.agrees
+    follow, place, agrees = Subscriptions._follow, Reading.place, Reading.agrees
     switched: list[Reading] = []
     skipped: list[Reading] = []
 
-    def wrong_follow(self: HostCore, id_: StreamId, topic: str, start: bytes, now: int) -> None:
-        stream = self.streams.get(id_)
+    def wrong_follow(
+        self: Subscriptions, id_: StreamId, topic: str, start: bytes, now: int
+    ) -> None:
+        stream = self._streams.get(id_)
         before = topic if stream is None else stream.topic
         follow(self, id_, topic, start, now)
         if topic != before:
-            switched.append(self.streams[id_].reading)
+            switched.append(self._streams[id_].reading)
 
     def wrong_place(self: Reading, envelope: Envelope) -> Place:
         found = place(self, envelope)
@@ -215,7 +217,7 @@ def test_an_agent_that_goes_on_anywhere_when_a_stream_switches_is_seen(
                 return Place.NEXT
         return found
 
-    monkeypatch.setattr(HostCore, "_follow", wrong_follow)
+    monkeypatch.setattr(Subscriptions, "_follow", wrong_follow)
     monkeypatch.setattr(Reading, "place", wrong_place)
     monkeypatch.setattr(
         Reading,

@@ -181,7 +181,7 @@ class _Call:
     async def _serve(self, engine: Engine) -> None:
         link = self._link
         try:
-            async for carried in SessionService(engine).Open(self._each(), cast(Context, self)):
+            async for carried in SessionService([engine]).Open(self._each(), cast(Context, self)):
                 self._answer(partial(link.take, self, carried))
         except _Aborted:
             pass
