@@ -9,9 +9,9 @@ Laws:
 2.  A change is of one shard, so it is accepted whole or refused whole. An intent over several of
     them is refused, and so is one of hosts and VPCs: whoever sends it takes it apart.
 3.  What is of several shards by its nature, an intent of hosts and resources that are republished,
-    becomes a change of each of them. An intent of hosts that a shard would refuse, as far as is
-    known here, is refused before any takes it. If some took it and others did not, the error says
-    which; to send it again does no harm, and is the remedy.
+    becomes a change of each of them. An intent of hosts that a shard would refuse, by what it had
+    accepted when the intent came, is refused before any takes it. If some took it and others did
+    not, the error says which; to send it again does no harm, and is the remedy.
 4.  Ids and tunnel ids are the region's: what another shard has, as far as this publisher knows, is
     refused. What two publishers accept in two shards within the same moment is not seen by this: a
     look at it afterwards counts and logs it.
@@ -47,6 +47,10 @@ log = structlog.get_logger()
 
 #: Seconds after which what was accepted is looked at again: by then every publisher knows it.
 LOOK_AGAIN_S = 1.0
+
+#: Seconds within which a publisher hears of what another one accepted, and between two looks.
+CATCH_UP_S = 5.0
+CATCH_UP_LOOK_S = 0.01
 
 _CODES = grpc.StatusCode
 
@@ -144,7 +148,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
 
     async def _apply_hosts(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
         """The answer, which may be a refusal."""
-        violations = await self._of_hosts(request.intent)
+        violations = await self._of_hosts(request.intent, context)
         if violations:
             return _refusal(request, violations)
         # As streams, which wait where there is too much to do: none is to lack what others took.
@@ -170,8 +174,9 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
             reply.shard_changes.add(shard=shard, change=reply.change)
         return reply
 
-    async def _of_hosts(self, intent: intent_pb2.Intent) -> Sequence[Violation]:
-        """Why a shard would refuse it, as far as is known here."""
+    async def _of_hosts(self, intent: intent_pb2.Intent, context: Context) -> Sequence[Violation]:
+        """Why a shard would refuse it, by all that any had accepted when this was asked."""
+        await asyncio.gather(*(self._catch_up(shard, context) for shard in self._all))
         for engine in self._engines:
             try:
                 async with engine.lock:
@@ -179,6 +184,21 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
             except IntentRejected as error:
                 return error.violations
         return ()
+
+    async def _catch_up(self, shard: int, context: Context) -> None:
+        """Until what is known here of a shard is what whoever serves it knew when this began."""
+        engine = self._engines[shard]
+        if engine.serving:
+            return
+        nothing = self._stub.Apply(api.ApplyRequest(), **self._as(shard, context))
+        newest = (await self._alike(nothing, context)).change
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                while engine.core.change < newest and not engine.serving:
+                    await asyncio.sleep(CATCH_UP_LOOK_S)
+        except TimeoutError:
+            why = f"shard {shard} is at change {newest}, of which this publisher has not heard yet"
+            await abort(context, _CODES.UNAVAILABLE, f"{why}; nothing was done")
 
     async def Republish(
         self, request: api.RepublishRequest, context: Context

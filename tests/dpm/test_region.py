@@ -19,6 +19,7 @@ from goalstate.agent.config import AgentConfig
 from goalstate.dpm import __main__ as publisher
 from goalstate.dpm import peers, spread
 from goalstate.dpm.errors import LogUnreadable
+from goalstate.dpm.region import RegionService
 from goalstate.dpm.service import RETRY_AFTER
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind, Vpc
@@ -319,7 +320,53 @@ def test_hosts_are_of_every_shard_and_stay_where_any_needs_them() -> None:
     play(scenario)
 
 
-def test_who_took_hosts_is_said_where_not_all_shards_did() -> None:
+def test_hosts_that_a_shard_needs_go_from_none_however_lately_they_are_needed() -> None:
+    async def scenario(region: Region, started: list[Served]) -> None:
+        await settled(*started)
+        all_hosts = [f"host-{n:06d}" for n in VPCS]
+        await started[0].apply(
+            *(
+                Intent(hosts=(Host(id_, f"100.64.9.{n}", f"02:00:00:00:09:{n:02x}", "r"),))
+                for n, id_ in enumerate(all_hosts)
+            )
+        )
+        for number, id_ in zip(VPCS, all_hosts, strict=True):
+            one, other = started[number % 3], started[(number + 1) % 3]
+            await one.apply(network(number))
+            await one.apply(Intent(ports=(port(number, 0, id_),)))
+            going = Intent(deletes=(Deletion(ObjectKind.HOST, id_),))
+            found = violations(await error_of(other.apply(going)))
+            assert {v.reason for v in found} == {"IN_USE"}
+        for each in range(SHARDS):
+            asked = {"metadata": [("goalstate-shard", str(each))], "timeout": BOUND}
+            request = api.GetIntentRequest(kind=intent_pb2.HOST)
+            told = [piece async for piece in started[0].stub.GetIntent(request, **asked)]
+            assert sorted(h.id for piece in told for h in piece.hosts) == all_hosts
+
+    play(scenario)
+
+
+def test_hosts_that_cannot_be_told_to_a_shard_are_taken_by_none() -> None:
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        shards = await settled(*started)
+        others = next(s.shard for s in shards if s.active_writer != NAMES[0])
+        hosts = Intent(hosts=(Host("host-000000", "100.64.9.9", "02:00:00:00:09:09", "r"),))
+        region.cut(Wire.FAILS, Topics(shards=SHARDS, shard=others).intent_log)
+        assert (await error_of(one.apply(hosts))).code() is CODES.UNAVAILABLE
+        region.mend()
+        await settled(*started)
+        assert (await two.status(brief=True)).change == 0
+
+    play(scenario)
+
+
+def test_who_took_hosts_is_said_where_not_all_shards_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing_is_known_before(*_: Any) -> tuple[()]:
+        return ()
+
+    monkeypatch.setattr(RegionService, "_of_hosts", nothing_is_known_before)
+
     async def scenario(region: Region, started: list[Served]) -> None:
         one, two, _ = started
         await settled(*started)
