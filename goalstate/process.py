@@ -229,6 +229,15 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return done
 
 
+def retrieved(done: asyncio.Future[Any]) -> None:
+    """To be called back when it is done: an error of it counts as retrieved.
+
+    For what several wait for, of whom none may be left then.
+    """
+    if not done.cancelled():
+        done.exception()
+
+
 def serve_metrics(
     address: str, port: int | None, registry: CollectorRegistry
 ) -> tuple[Any, Any] | None:

@@ -21,6 +21,7 @@ import structlog
 
 from goalstate.agent.beginning import Beginning
 from goalstate.bus.base import Bus, Message, Reader, Sink
+from goalstate.process import retrieved
 
 log = structlog.get_logger()
 
@@ -88,7 +89,7 @@ class _Shared:
         self._messages: deque[Message] = deque()
         self._came = asyncio.Event()
         self._opening = asyncio.ensure_future(self._open())
-        self._opening.add_done_callback(_looked_at)
+        self._opening.add_done_callback(retrieved)
         self._handing: asyncio.Task[None] | None = None
 
     async def join(self, sink: Sink, stalled: Stalled) -> CheckpointReader:
@@ -160,8 +161,3 @@ class _Shared:
             member.sink(message)
         except Exception:  # one host's failure must not keep the others from reading
             log.exception("a message of a checkpoint was not taken", topic=self.begin.topic)
-
-
-def _looked_at(done: asyncio.Future[Reader]) -> None:
-    if not done.cancelled():
-        done.exception()  # those that asked have it; there may be none left

@@ -9,7 +9,7 @@ Laws:
     random, so that many hosts do not come back at once.
 4.  Where a stream is read from its beginning, the newest message of its log is looked up first. All
     that ask for one topic while a look is under way share it.
-5.  Where that leads to a checkpoint, a host reads it once it is admitted (`admission`), and has its
+5.  Where that leads to a checkpoint, a host reads it once it is admitted (`semaphore`), and has its
     place until it follows something else. One that had to wait looks again.
 """
 
@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import structlog
 
 from goalstate.agent.actions import Follow
-from goalstate.agent.admission import Admission, Ticket
 from goalstate.agent.beginning import Beginning, beginning, is_sought
 from goalstate.agent.checkpoint_readers import CheckpointReaders
+from goalstate.agent.semaphore import PrioritySemaphore, Ticket
 from goalstate.bus.base import Bus, Message, Reader, Sink
 from goalstate.bus.errors import BusError, PositionGone
 from goalstate.gs.streams import StreamId
@@ -91,7 +91,7 @@ class Readers:
         self._bus = bus
         self._sessions = sessions
         self._topics = topics
-        self._admission = Admission(joining)
+        self._semaphore = PrioritySemaphore(joining)
         self._checkpoints = CheckpointReaders(bus, shared=shared)
         #: By topic: looks under way at its newest message.
         self._lookups: dict[str, asyncio.Task[Message | None]] = {}
@@ -124,7 +124,7 @@ class Readers:
     @property
     def waiting(self) -> int:
         """So many hosts wait for their turn to read a checkpoint."""
-        return self._admission.waiting
+        return self._semaphore.waiting
 
     async def settled(self) -> None:
         """Wait until every wish so far is fulfilled."""
@@ -208,7 +208,7 @@ class Readers:
             return True
         if ticket is None:
             empty = listener.is_empty(wish.stream)
-            ticket = following.ticket = self._admission.ask(empty=empty)
+            ticket = following.ticket = self._semaphore.acquire(empty=empty)
             if not ticket.held:
                 await ticket.turn()
                 return False  # by now there may be another checkpoint
@@ -217,7 +217,7 @@ class Readers:
     def _leave(self, following: _Following) -> None:
         ticket, following.ticket = following.ticket, None
         if ticket is not None:
-            self._admission.leave(ticket)
+            self._semaphore.release(ticket)
 
     async def _look_up(self, topic: str) -> Message | None:
         """The newest message of a topic."""

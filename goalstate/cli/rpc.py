@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from goalstate.cli.errors import CommandError, InputError, Refused, Undecided, Unreachable
+from goalstate.dpm.errors import RETRY_AFTER
 
 #: The largest message either way, in bytes.
 MESSAGE_LIMIT = 64 * 1024 * 1024
@@ -116,7 +117,7 @@ class Server:
 
 def _may_be_tried_again(error: Any) -> bool:
     """Does the answer say when? Then it is not for the size of what was asked."""
-    return any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
+    return any(key == RETRY_AFTER for key, _ in error.trailing_metadata() or ())
 
 
 def violations(error: Any) -> list[dict[str, str]]:

@@ -67,6 +67,7 @@ from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.streams import ORIGIN, Channel, Mark, StreamId, vpc_stream
 from goalstate.gs.topics import Topics
+from goalstate.process import retrieved
 
 log = structlog.get_logger()
 
@@ -493,7 +494,7 @@ class Engine:
                 raise NotServing(f"the publisher is not serving just now: {self.problem}")
             if self._proof is None or self._proof.done():
                 self._proof = asyncio.ensure_future(self._prove(self._log))
-                self._proof.add_done_callback(_looked_at)
+                self._proof.add_done_callback(retrieved)
             try:
                 async with asyncio.timeout(self._failover_after_s):
                     await asyncio.shield(self._proof)
@@ -834,12 +835,6 @@ class Engine:
     def knows_vpc(self, vpc: str) -> bool:
         """Is there such a VPC, or was there ever?"""
         return vpc_stream(vpc) in self.core.streams
-
-
-def _looked_at(done: asyncio.Future[None]) -> None:
-    """Whoever waits for it may be gone, and an error is not to be reported twice."""
-    if not done.cancelled():
-        done.exception()
 
 
 def _is_large(change: log_pb2.Change) -> bool:

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from goalstate.dpm.convergence import Lease, Progress
 from goalstate.dpm.engine import Engine, Outcome
-from goalstate.dpm.errors import NotServing, Overloaded, UnknownChange
+from goalstate.dpm.errors import RETRY_AFTER, NotServing, Overloaded, UnknownChange
 from goalstate.dpm.exceptions import WHY, tell_exceptions
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import digest as digests
@@ -43,10 +43,6 @@ MAX_WAIT_S = 24 * 3600.0
 #: Metadata of an UNAVAILABLE that a publisher says: where the one is that serves the region, empty
 #: if it does not know. An UNAVAILABLE without it says that no publisher answered.
 ACTIVE_ADDRESS = "goalstate-active-address"
-
-#: Metadata of a RESOURCE_EXHAUSTED: milliseconds after which to try again. Clients of gRPC with a
-#: retry policy know it.
-RETRY_AFTER = "grpc-retry-pushback-ms"
 
 #: grpc.aio.ServicerContext; the library has no types.
 Context: TypeAlias = Any

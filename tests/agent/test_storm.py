@@ -151,14 +151,14 @@ def test_hosts_that_have_nothing_come_before_those_that_read_again() -> None:
         async with rig.fleet(hosts[:20], joining=1) as fleet:
             await wait_until(lambda: all_at(fleet, 2), "all have joined")
             readers = fleet.readers
-            assert [readers._admission.ask(empty=True).held, readers.waiting] == [True, 0]
+            assert [readers._semaphore.acquire(empty=True).held, readers.waiting] == [True, 0]
             # The one place is taken: now all drift, and one is new.
             for host in fleet.hosts.values():
                 host.core.streams[STREAM].live.digest ^= 1
             rig.put(publisher.publish(neighbor(40)))
             await wait_until(lambda: readers.waiting == 20, "all are to read again")
-            assert all(not ticket.empty for ticket in readers._admission._waiting[False])
-            assert not readers._admission._waiting[True]
+            assert all(not ticket.empty for ticket in readers._semaphore._waiting[False])
+            assert not readers._semaphore._waiting[True]
 
     asyncio.run(scenario())
 

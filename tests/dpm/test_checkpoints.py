@@ -4,7 +4,8 @@ while they are written, and one that is not complete is never used."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,8 @@ R0 = inbox_stream("r0")
 ALWAYS = CheckpointPolicy(min_bytes=0, factor=0.0)
 NEVER = CheckpointPolicy(min_bytes=1 << 40)
 SECOND = 1_000_000_000
+#: What happens after what is `built`.
+MOVES, REMOVAL = moves()[len(build()) :], removal()[len(build()) :]
 
 
 def run(test: Callable[[Region], Coroutine[None, None, None]]) -> None:
@@ -218,6 +221,21 @@ class Loaded:
                 self.held[place] = resource
         for host, section in message.host_resources.items():
             self.host_digests[host] = section.digest
+
+
+@asynccontextmanager
+async def built(region: Region) -> AsyncIterator[Engine]:
+    """A publisher that writes none by itself, with two VPCs on the topics."""
+    async with serving(region, checkpoints=NEVER) as engine:
+        await apply(engine, *build())
+        await out(engine)
+        yield engine
+
+
+async def write(engine: Engine, stream: StreamId) -> None:
+    """Write one, now."""
+    assert engine._checkpoints is not None
+    await engine._checkpoints.write(stream)
 
 
 def newest(region: Region, stream: StreamId) -> CheckpointPlace | None:
@@ -382,7 +400,7 @@ def test_a_log_that_retention_emptied_can_be_read_again_from_a_checkpoint() -> N
             await at_rest(engine, region)
             for stream in (V1, R0):
                 assert_leads_to_the_state(region, engine, stream)
-            await apply(engine, *moves()[len(build()) :])
+            await apply(engine, *MOVES)
             await at_rest(engine, region)
             for stream in (V1, R0):
                 assert_leads_to_the_state(region, engine, stream)
@@ -400,14 +418,10 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
     stream: StreamId, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every intent of these comes after so many slices of a checkpoint of the stream."""
-    rest = moves()[len(build()) :] + removal()[len(build()) :]
 
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
-            waiting, between = iter(rest), 0
+        async with built(region) as engine:
+            waiting, between = iter(MOVES + REMOVAL), 0
             real = engine.core.rebuild
 
             def rebuild(of: StreamId, keys: Any) -> Any:
@@ -421,7 +435,7 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
 
             tasks: list[asyncio.Task[Any]] = []
             monkeypatch.setattr(engine.core, "rebuild", rebuild)
-            await engine._checkpoints.write(stream)
+            await write(engine, stream)
             monkeypatch.setattr(engine.core, "rebuild", real)
             assert tasks and between > step
             await asyncio.gather(*tasks)
@@ -438,10 +452,7 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
 @pytest.mark.usefixtures("small_slices")
 def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
+        async with built(region) as engine:
             order: list[str] = []
             real, plan = engine.core.rebuild, engine.core.plan
 
@@ -458,7 +469,7 @@ def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPat
             tasks: list[asyncio.Task[Any]] = []
             monkeypatch.setattr(engine.core, "rebuild", rebuild)
             monkeypatch.setattr(engine.core, "plan", planned)
-            await engine._checkpoints.write(V1)
+            await write(engine, V1)
             await asyncio.gather(*tasks)
             assert order.index("intent") <= 2 < len(order) - 2
 
@@ -473,12 +484,9 @@ def test_a_stream_of_many_resources_has_chunks_of_the_usual_size(
     monkeypatch.setattr(packing, "chunk", lambda items, limit=500: real(items, limit))
 
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
+        async with built(region) as engine:
             for stream in (V1, R0):
-                await engine._checkpoints.write(stream)
+                await write(engine, stream)
                 await out(engine)
                 assert_leads_to_the_state(region, engine, stream)
                 *chunks, _ = region.messages(region.topics.checkpoints_of(stream))
@@ -491,13 +499,10 @@ def test_a_stream_of_many_resources_has_chunks_of_the_usual_size(
 
 def test_nothing_of_it_is_read_before_all_in_it_is_durable() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
+        async with built(region) as engine:
             region.cut(Wire.HELD, region.topics.intent_log)
-            applying = begin(engine, moves()[len(build())])
-            writing = asyncio.ensure_future(engine._checkpoints.write(V1))
+            applying = begin(engine, MOVES[0])
+            writing = asyncio.ensure_future(write(engine, V1))
             topic = region.topics.checkpoints_of(V1)
             await until(lambda: region.opened[topic] == 1, "it is being written")
             for _ in range(20):
@@ -517,13 +522,10 @@ def test_nothing_of_it_is_read_before_all_in_it_is_durable() -> None:
 
 def test_every_later_message_says_where_it_is_and_one_says_so_at_once() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
+        async with built(region) as engine:
             before = region.stream(V1)
             assert all(envelope.checkpoint is None for envelope, _ in before)
-            await engine._checkpoints.write(V1)
+            await write(engine, V1)
             await until(lambda: len(region.stream(V1)) > len(before), "it is told of")
             [note] = noted(region)
             place = place_of(note)
@@ -539,7 +541,7 @@ def test_every_later_message_says_where_it_is_and_one_says_so_at_once() -> None:
             )
             assert payload == packing.encode([])
             assert decode(payload, declared=envelope.schema)
-            await apply(engine, *moves()[len(build()) :])
+            await apply(engine, *MOVES)
             await out(engine)
             later = region.stream(V1)[len(before) :]
             assert len(later) > 2
@@ -551,14 +553,11 @@ def test_every_later_message_says_where_it_is_and_one_says_so_at_once() -> None:
 
 def test_the_message_that_tells_of_it_follows_what_is_on_its_way() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
+        async with built(region) as engine:
             region.cut(Wire.HELD, region.topics.of_stream(V1))
-            await apply(engine, *moves()[len(build()) :])
+            await apply(engine, *MOVES)
             confirmed = region.stream(V1)[-1][0].mark
-            await engine._checkpoints.write(V1)
+            await write(engine, V1)
             region.release()
             region.mend()
             await out(engine)
@@ -573,16 +572,13 @@ def test_the_message_that_tells_of_it_follows_what_is_on_its_way() -> None:
 
 def test_a_restarted_publisher_goes_on_saying_so() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
-            await engine._checkpoints.write(V1)
+        async with built(region) as engine:
+            await write(engine, V1)
             place = place_of(noted(region)[0])
         async with serving(region, checkpoints=NEVER) as engine:
             state = engine.core.streams[V1]
             assert (state.written, state.size) == (0, noted(region)[0].bytes)
-            await apply(engine, *moves()[len(build()) :])
+            await apply(engine, *MOVES)
             await out(engine)
             assert newest(region, V1) == place
             assert engine.core.streams[V1].mark.epoch == 2
@@ -593,13 +589,11 @@ def test_a_restarted_publisher_goes_on_saying_so() -> None:
 
 def test_a_publisher_that_sent_nothing_yet_begins_with_what_is_on_the_log() -> None:
     async def test(region: Region) -> None:
+        async with built(region):
+            pass
         async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-        async with serving(region, checkpoints=NEVER) as engine:
-            assert engine._checkpoints is not None
             head = region.messages(region.topics.of_stream(V1))[-1]
-            await engine._checkpoints.write(V1)
+            await write(engine, V1)
             await until(lambda: newest(region, V1) is not None, "it is told of")
             assert assert_leads_to_the_state(region, engine, V1).mark.epoch == 1
             assert noted(region)[0].log_position == head.position
@@ -609,12 +603,9 @@ def test_a_publisher_that_sent_nothing_yet_begins_with_what_is_on_the_log() -> N
 
 def test_a_log_may_be_trimmed_up_to_its_mark() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
-            await engine._checkpoints.write(V1)
-            await apply(engine, *moves()[len(build()) :])
+        async with built(region) as engine:
+            await write(engine, V1)
+            await apply(engine, *MOVES)
             await out(engine)
             place = newest(region, V1)
             assert place is not None
@@ -634,12 +625,11 @@ def test_a_message_that_tells_of_one_is_no_loss_for_the_next_publisher() -> None
         await engine.start()
         await apply(engine, *build())
         await out(engine)
-        assert engine._checkpoints is not None
         for stream in (V1, R0):
-            await engine._checkpoints.write(stream)
+            await write(engine, stream)
             await until(partial(newest, region, stream), "it is told of")
         region.cut(Wire.DEAD, *(region.topics.of_stream(s) for s in engine.core.streams))
-        await apply(engine, *moves()[len(build()) :])
+        await apply(engine, *MOVES)
         await crash(engine, region)
         async with serving(region, checkpoints=NEVER) as engine:
             await out(engine)
@@ -675,7 +665,7 @@ def test_hosts_that_come_when_the_topics_are_trimmed_get_everything() -> None:
                 lambda _: MemoryDataPlane(),
             )
             await fleet.start()
-            for intents in ([], removal()[len(build()) :]):
+            for intents in ([], REMOVAL):
                 for intent in intents:
                     await apply(engine, intent)
                 progress = await engine.wait(quorum=1.0, timeout_s=BOUND, max_stragglers=9)
@@ -686,10 +676,6 @@ def test_hosts_that_come_when_the_topics_are_trimmed_get_everything() -> None:
 
 
 # --- failures ---
-
-
-def some() -> Iterator[Intent]:
-    yield from moves()[len(build()) :]
 
 
 @pytest.mark.usefixtures("small_slices")
@@ -706,14 +692,13 @@ def test_a_crash_between_chunks_leaves_the_old_one_in_force(
         await engine.start()
         await apply(engine, *build())
         await out(engine)
-        assert engine._checkpoints is not None
-        await engine._checkpoints.write(V1)
-        await apply(engine, *some())
+        await write(engine, V1)
+        await apply(engine, *MOVES)
         await out(engine)
         place = newest(region, V1)
         had = len(region.messages(topic))
         region.cut(Wire.DEAD, topic, after=good)
-        writing = asyncio.ensure_future(engine._checkpoints.write(V1))
+        writing = asyncio.ensure_future(write(engine, V1))
         await until(lambda: len(region.messages(topic)) == had + good, "so much is written")
         await until(lambda: region.first_good[topic] == 0, "the next is on its way")
         await crash(engine, region)
@@ -726,8 +711,7 @@ def test_a_crash_between_chunks_leaves_the_old_one_in_force(
             assert newest(region, V1) == place
             assert_leads_to_the_state(region, engine, V1)
             # The next one begins behind what was left of that.
-            assert engine._checkpoints is not None
-            await engine._checkpoints.write(V1)
+            await write(engine, V1)
             await until(lambda: newest(region, V1) != place, "it is told of")
             assert_leads_to_the_state(region, engine, V1)
 
@@ -757,13 +741,10 @@ def test_what_the_bus_fails_is_tried_again(wire: Wire, good: int) -> None:
 
 def test_one_that_cannot_be_noted_is_not_used() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
-            assert engine._checkpoints is not None
+        async with built(region) as engine:
             region.cut(Wire.FAILS, region.topics.intent_log)
             with pytest.raises(Exception, match="the wire is cut"):
-                await engine._checkpoints.write(V1)
+                await write(engine, V1)
             region.mend()
             assert newest(region, V1) is None
             assert engine.core.streams[V1].written > 0
@@ -773,9 +754,7 @@ def test_one_that_cannot_be_noted_is_not_used() -> None:
 
 def test_a_stream_that_cannot_have_one_does_not_hold_up_the_others() -> None:
     async def test(region: Region) -> None:
-        async with serving(region, checkpoints=NEVER) as engine:
-            await apply(engine, *build())
-            await out(engine)
+        async with built(region) as engine:
             checkpoints = engine._checkpoints
             assert checkpoints is not None
             key = next(engine.core.on_stream(V1))
@@ -803,7 +782,7 @@ def test_one_that_is_being_written_when_the_log_fails_is_given_up() -> None:
             await at_rest(engine, region)
             notes = len(noted(region))
             region.cut(Wire.DEAD, region.topics.checkpoints_of(V1))
-            await apply(engine, *some())
+            await apply(engine, *MOVES)
             topic = region.topics.checkpoints_of(V1)
             opened = region.opened[topic]
             region.cut(Wire.FAILS, region.topics.intent_log)

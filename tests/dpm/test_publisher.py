@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from goalstate.bus.errors import BrokerUnreachable
-from goalstate.bus.memory import _BusProducer
+from goalstate.bus.memory.client import MemoryProducer
 from goalstate.dpm.core import Publication
 from goalstate.dpm.publisher import BusTransport, Publisher
 from goalstate.gs import envelope as envelopes
@@ -338,10 +338,10 @@ def test_a_producer_that_does_not_close_is_let_go(monkeypatch: pytest.MonkeyPatc
         transport.send(publication(A, 1), lambda: None)
         await transport.drain()
 
-        async def fails(producer: _BusProducer) -> None:
+        async def fails(producer: MemoryProducer) -> None:
             raise BrokerUnreachable("gone")
 
-        monkeypatch.setattr(_BusProducer, "close", fails)
+        monkeypatch.setattr(MemoryProducer, "close", fails)
         await transport.close()
 
     run(test)

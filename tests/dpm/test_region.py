@@ -18,9 +18,8 @@ from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
 from goalstate.dpm import __main__ as publisher
 from goalstate.dpm import peers, spread
-from goalstate.dpm.errors import LogUnreadable
+from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
 from goalstate.dpm.region import RegionService
-from goalstate.dpm.service import RETRY_AFTER
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind, Vpc
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api

@@ -22,9 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from goalstate.dpm.__main__ import SERVICE, run
 from goalstate.dpm.config import DpmConfig
-from goalstate.dpm.errors import LogUnreadable
+from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
 from goalstate.dpm.forwarding import FORWARDED_BY
-from goalstate.dpm.service import RETRY_AFTER
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port, Vpc
 from goalstate.gs.pb.alcor.schema import resources_pb2

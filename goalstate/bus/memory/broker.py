@@ -1,8 +1,7 @@
-"""The memory bus: a broker that is a few lists, for tests, simulations and one-process use.
+"""The broker that is a few lists. It has no loop, no thread and no clock of its own. Pure.
 
-`MemoryBroker` is a pure core. It has no loop, no thread and no clock of its own: `publish` appends
-to a log, and each `step` hands one pending delivery to one reader. Which reader is next is drawn
-from the seed, so that one seed is one interleaving and every run of it is the same.
+`publish` appends to a log, and each `step` hands one pending delivery to one reader. Which reader
+is next is drawn from the seed: one seed is one interleaving, and every run of it is the same.
 
 Laws:
 
@@ -11,23 +10,18 @@ Laws:
 2.  A delivery that is held back (reordered) or duplicated comes before the broker is idle.
 3.  A cut-off reader loses nothing: what it was owed is pending again once the cut is healed.
 4.  The state is settled before a sink is called, so a sink may publish, attach and detach.
-
-`MemoryBus` puts the asyncio port of `base.py` over it: it steps the broker from the event loop, a
-bounded number of deliveries a turn. All buses of one broker live in one event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 
 from goalstate.bus.base import EARLIEST, LATEST, MAX_PAYLOAD, Message, Sink
 from goalstate.bus.errors import (
     BrokerUnreachable,
-    BusClosed,
     BusError,
     MessageTooLarge,
     PositionGone,
@@ -35,8 +29,6 @@ from goalstate.bus.errors import (
 )
 
 _INDEX = struct.Struct(">Q")
-#: Deliveries that the asyncio adapter makes before it lets the loop run other work.
-_DELIVERIES_PER_TURN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,150 +358,3 @@ class MemoryBroker:
             self._ready[slot] = last
             last._slot = slot
         reader._slot = -1
-
-
-class _BusProducer:
-    """`base.Producer` over the core."""
-
-    def __init__(self, bus: MemoryBus, topic: str, generation: int) -> None:
-        self._bus = bus
-        self._topic = topic
-        self._generation = generation
-        self._closed = False
-
-    @property
-    def topic(self) -> str:
-        return self._topic
-
-    def send(
-        self, payload: bytes, *, key: str = "", properties: Mapping[str, str] | None = None
-    ) -> asyncio.Future[bytes]:
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        try:
-            if self._closed:
-                raise BusClosed(f"{self._topic}: the producer is closed")
-            self._bus.broker.check_claim(self._topic, self._generation)
-            answer.set_result(
-                self._bus.broker.publish(
-                    self._topic, payload, key=key, properties=properties, sender=self._bus.name
-                )
-            )
-        except BusError as error:
-            answer.set_exception(error)
-        return answer
-
-    async def flush(self) -> None:
-        """Nothing is ever outstanding here."""
-
-    async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._bus.producers.discard(self)
-            self._bus.broker.release(self._topic, self._generation)
-
-
-class _BusReader:
-    """`base.Reader` over the core."""
-
-    def __init__(self, bus: MemoryBus, reader: MemoryReader) -> None:
-        self._bus = bus
-        self._reader = reader
-
-    @property
-    def topic(self) -> str:
-        return self._reader.topic
-
-    async def close(self) -> None:
-        self._bus.readers.discard(self)
-        self._bus.broker.detach(self._reader)
-
-
-class MemoryBus:
-    """`base.Bus` over a `MemoryBroker`. `name` is what `MemoryBroker.partition` cuts off.
-
-    Must be made and used in one running event loop.
-    """
-
-    def __init__(self, broker: MemoryBroker, name: str = "") -> None:
-        self.broker = broker
-        self.name = name
-        self.readers: set[_BusReader] = set()
-        self.producers: set[_BusProducer] = set()
-        self._loop = asyncio.get_running_loop()
-        self._scheduled = False
-        self._closed = False
-        self._unwatch = broker.watch(self._schedule)
-        self._schedule()
-
-    async def open_producer(
-        self,
-        topic: str,
-        *,
-        exclusive: bool = False,
-        take_over: bool = False,
-        batch: bool = False,
-        name: str = "",
-    ) -> _BusProducer:
-        """As `base.Bus.open_producer`; `batch` has nothing to gather here."""
-        self._check_open()
-        generation = self.broker.claim(
-            topic, exclusive=exclusive, take_over=take_over, name=self.name
-        )
-        producer = _BusProducer(self, topic, generation)
-        self.producers.add(producer)
-        return producer
-
-    async def open_reader(self, topic: str, start: bytes, sink: Sink) -> _BusReader:
-        """As `base.Bus.open_reader`."""
-        self._check_open()
-        reader = _BusReader(self, self.broker.attach(topic, start, sink, name=self.name))
-        self.readers.add(reader)
-        return reader
-
-    async def read_to_end(self, topic: str, start: bytes) -> AsyncIterator[Message]:
-        """As `base.Bus.read_to_end`."""
-        self._check_open()
-        self.broker.check_reachable(topic, self.name)
-        for message in self.broker.messages(topic, start):
-            yield message
-
-    async def last(self, topic: str) -> Message | None:
-        """As `base.Bus.last`."""
-        self._check_open()
-        self.broker.check_reachable(topic, self.name)
-        messages = self.broker.messages(topic)
-        return messages[-1] if messages else None
-
-    async def close(self) -> None:
-        """As `base.Bus.close`. Closing twice is harmless."""
-        if self._closed:
-            return
-        for reader in list(self.readers):
-            await reader.close()
-        for producer in list(self.producers):
-            await producer.close()
-        self._closed = True
-        self._unwatch()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BusClosed("the memory bus is closed")
-
-    def _schedule(self) -> None:
-        if not self._scheduled and not self._closed:
-            self._scheduled = True
-            self._loop.call_soon(self._pump)
-
-    def _pump(self) -> None:
-        self._scheduled = False
-        if self._closed:
-            return
-        for _ in range(_DELIVERIES_PER_TURN):
-            try:
-                if not self.broker.step():
-                    return
-            except Exception as error:  # a sink's own failure must not stop the other readers
-                self._loop.call_exception_handler(
-                    {"message": "a sink of the memory bus raised", "exception": error}
-                )
-        self._schedule()

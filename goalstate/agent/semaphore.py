@@ -1,4 +1,4 @@
-"""Which hosts of a process may read a checkpoint now: so many at a time, and the others wait.
+"""A semaphore for the hosts of a process that read checkpoints: so many at a time, and some first.
 
 A checkpoint is a stream's whole state, and a host reads it into a shadow beside what it has. Each
 host that does is a state more in memory, and so much work more before the first of them is done.
@@ -29,14 +29,14 @@ class Ticket:
         self._turn = asyncio.Event()
 
     async def turn(self) -> None:
-        """Wait until it has a place, or has left."""
+        """Wait until it has a place, or has given that up."""
         await self._turn.wait()
 
     def call(self) -> None:
         self._turn.set()
 
 
-class Admission:
+class PrioritySemaphore:
     """See the module's text."""
 
     def __init__(self, places: int) -> None:
@@ -52,15 +52,15 @@ class Admission:
         """So many wait."""
         return sum(map(len, self._waiting.values()))
 
-    def ask(self, *, empty: bool) -> Ticket:
+    def acquire(self, *, empty: bool) -> Ticket:
         """Get a place at once if there is one (`Ticket.held`), else wait for one."""
         ticket = Ticket(empty=empty)
         self._waiting[empty][ticket] = None
         self._admit()
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give back the place, or the one in the row. Leaving twice is harmless."""
+    def release(self, ticket: Ticket) -> None:
+        """Give back the place, or the one in the row. Doing so twice is harmless."""
         if ticket.held:
             ticket.held = False
             self._free += 1
