@@ -51,6 +51,7 @@ class Change:
         "refusal",
         "retry_ns",
         "revokes",
+        "since",
         "since_ns",
         "state",
         "stream",
@@ -72,8 +73,9 @@ class Change:
         self.ids = ids
         #: What is applied of them. Of several, all have something or none has.
         self.before = before
-        #: The message that brought it.
+        #: The message that brought it, and the first that may have, or one that it overtook.
         self.at = at
+        self.since = at if stream.since is None else stream.since
         #: The message whose settlement waits for it; None: none does (any more).
         self.mark: Mark | None = at
         self.needs = needs

@@ -402,7 +402,7 @@ class HostCore:
                 self.counters.unreadable += 1
                 reason = f"UNREADABLE: {error}"
         if reason:
-            reading.unread[mark] = Fault(False, reason, 0, mark)
+            reading.unread[mark] = Fault(False, reason, 0, reading.fault_mark)
             self.exceptions_changed = True
         return None
 
@@ -494,6 +494,10 @@ class HostCore:
         previous = old.mark
         # When what the shadow brings was published is not known.
         published_ns, stream.published_ns = stream.published_ns, 0
+        # Nor which message brought it, of those that were not held, or of all if these were wrong.
+        stream.since = (
+            ORIGIN if stream.disagreements else Mark(previous.epoch, previous.sequence + 1)
+        )
         for kind in sorted(old.held.keys() | new.held.keys()):
             before, after = old.held.get(kind, {}), new.held.get(kind, {})
             gone = [r for id_, r in before.items() if id_ not in after]
@@ -514,7 +518,7 @@ class HostCore:
                 fresh = before.keys().isdisjoint(group.ids)
                 olds = None if fresh else {r.id: _known(before, r) for r in group.resources}
                 self._want(stream, group, olds, previous, now)
-        stream.published_ns = published_ns
+        stream.published_ns, stream.since = published_ns, None
         new.groups = []
         if old.unread or new.unread or old.malformed or new.malformed:
             self.exceptions_changed = True
@@ -627,10 +631,12 @@ class HostCore:
         if self.journal is not None and len(stored.resources) > reading.size():
             self.journal.replaced(stream.id)  # more tombstones than are remembered
         stream.live = reading
+        stream.since = ORIGIN
         # Subscriptions first: what they bring is what the others refer to.
         for kind in sorted(reading.held, key=lambda kind: (kind is not Kind.SUBSCRIPTION, kind)):
             for group in grouped(reading.held[kind].values(), stream.id):
                 self._want(stream, group, None, ORIGIN, now)
+        stream.since = None
         if not stream.outstanding:
             self._advance(stream, now)
         return True

@@ -246,6 +246,7 @@ class Programming:
             elif earlier.mark is not None and change.mark is not None:
                 # The watermark must not pass the older message before this is settled.
                 change.mark = earlier.mark
+                change.since = min(change.since, earlier.since)
             else:
                 stream.uncount(earlier.mark, 1)
                 stream.count(change.mark, previous, 1)
@@ -366,7 +367,7 @@ class Programming:
         stream, kind = change.stream, change.kind
         held = stream.live.held.get(kind, {})
         # It may stand for an older message too, which it overtook before that was applied.
-        since = min(change.at, change.mark) if change.mark is not None else change.at
+        since = min(change.since, change.mark) if change.mark is not None else change.since
         if state is State.REFUSED and change.state is not State.REFUSED:
             self._counters.refused += len(change.ids)
         change.state = state
@@ -479,7 +480,8 @@ class Programming:
         if not rest:
             return
         later = Change(change.stream, change.kind, rest, change.before, change.at)
-        later.mark, later.deletion, later.needs = change.mark, change.deletion, change.needs
+        later.mark, later.since = change.mark, change.since
+        later.deletion, later.needs = change.deletion, change.needs
         change.stream.unsettled[change.kind].update(dict.fromkeys(rest, later))
         change.ids = change.ids[:room]
         self._backlog.put_back(later)
@@ -550,7 +552,7 @@ class Programming:
             self._clear(stream, kind, id_)
         elif successor is change:
             alone = Change(stream, kind, [id_], change.before, change.at, needs=change.needs)
-            alone.mark, alone.deletion = change.mark, change.deletion
+            alone.mark, alone.since, alone.deletion = change.mark, change.since, change.deletion
             alone.since_ns, alone.attempts = change.since_ns, change.attempts + 1
             change.intact = False
             stream.unsettled[kind][id_] = alone
@@ -563,6 +565,7 @@ class Programming:
             if successor.mark is not None:
                 stream.uncount(successor.mark, 1)
                 successor.mark = change.mark
+                successor.since = min(successor.since, change.since)
             else:
                 stream.uncount(change.mark, 1)
         successor.state = State.QUEUED
