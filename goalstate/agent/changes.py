@@ -55,6 +55,7 @@ class Change:
         "refusal",
         "retry_ns",
         "revokes",
+        "since",
         "since_ns",
         "state",
         "stream",
@@ -76,8 +77,9 @@ class Change:
         self.ids = ids
         #: What is applied of them. Of several, all have something or none has.
         self.before = before
-        #: The message that brought it.
+        #: The message that brought it, and the first that may have, or one that it overtook.
         self.at = at
+        self.since = at if stream.since is None else stream.since
         #: The message whose settlement waits for it; None: none does (any more).
         self.mark: Mark | None = at
         self.needs = needs
@@ -121,6 +123,7 @@ class Change:
             elif earlier.mark is not None and self.mark is not None:
                 # The watermark must not pass the older message before this is settled.
                 self.mark = earlier.mark
+                self.since = min(self.since, earlier.since)
             else:
                 stream.uncount(earlier.mark, 1)
                 stream.count(self.mark, previous, 1)
@@ -148,7 +151,8 @@ class Change:
         """Stand for the first `number` of the ids only; gives a change that does for the others."""
         rest = self.ids[number:]
         later = Change(self.stream, self.kind, rest, self.before, self.at)
-        later.mark, later.deletion, later.needs = self.mark, self.deletion, self.needs
+        later.mark, later.since = self.mark, self.since
+        later.deletion, later.needs = self.deletion, self.needs
         self.stream.unsettled[self.kind].update(dict.fromkeys(rest, later))
         self.ids = self.ids[:number]
         return later

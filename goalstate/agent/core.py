@@ -320,7 +320,7 @@ class HostCore:
                 self.counters.unreadable += 1
                 reason = f"UNREADABLE: {error}"
         if reason:
-            reading.unread[mark] = Fault(False, reason, 0, mark)
+            reading.unread[mark] = Fault(False, reason, 0, reading.fault_mark)
             self.news.exceptions = True
         return None
 
@@ -355,9 +355,12 @@ class HostCore:
         stream.live, stream.shadow = new, None
         # When what the shadow brings was published is not known.
         published_ns, stream.published_ns = stream.published_ns, 0
+        # Nor which message brought it, of those that were not held, or of all if these were wrong.
+        held = old.mark
+        stream.since = ORIGIN if stream.disagreements else Mark(held.epoch, held.sequence + 1)
         for group, olds in difference(old, new, stream.id):
             self._subscriptions.want(stream, group, olds, old.mark, now)
-        stream.published_ns = published_ns
+        stream.published_ns, stream.since = published_ns, None
         new.groups = []
         if old.unread or new.unread or old.malformed or new.malformed:
             self.news.exceptions = True

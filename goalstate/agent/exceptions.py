@@ -42,7 +42,7 @@ class Exceptions:
         stream, kind = change.stream, change.kind
         held = stream.live.held.get(kind, {})
         # It may stand for an older message too, which it overtook before that was applied.
-        since = min(change.at, change.mark) if change.mark is not None else change.at
+        since = min(change.since, change.mark) if change.mark is not None else change.since
         if state is State.REFUSED and change.state is not State.REFUSED:
             self._counters.refused += len(change.ids)
         change.state = state

@@ -419,7 +419,7 @@ class Programming:
             self.exceptions.clear(stream, kind, id_)
         elif successor is change:
             alone = Change(stream, kind, [id_], change.before, change.at, needs=change.needs)
-            alone.mark, alone.deletion = change.mark, change.deletion
+            alone.mark, alone.since, alone.deletion = change.mark, change.since, change.deletion
             alone.since_ns, alone.attempts = change.since_ns, change.attempts + 1
             change.intact = False
             stream.unsettled[kind][id_] = alone
@@ -432,6 +432,7 @@ class Programming:
             if successor.mark is not None:
                 stream.uncount(successor.mark, 1)
                 successor.mark = change.mark
+                successor.since = min(successor.since, change.since)
             else:
                 stream.uncount(change.mark, 1)
         successor.state = State.QUEUED

@@ -225,6 +225,11 @@ class Reading:
         self.digest = digest & digests.MASK
         return taken
 
+    @property
+    def fault_mark(self) -> Mark:
+        """The first message that may have brought what was just read: of a checkpoint, any."""
+        return ORIGIN if self.chunk else self.mark
+
     def unchanged(self, kind: Kind) -> list[Group]:
         """The kept groups of a kind of which all is held as it came."""
         held = self.held.get(kind, {})
@@ -241,7 +246,7 @@ class Reading:
                 for id_ in group.ids:
                     self.malformed.pop((int(group.kind), id_), None)
         for kind, id_, reason in content.malformed:
-            self.malformed[kind, id_] = Fault(False, reason, 0, self.mark)
+            self.malformed[kind, id_] = Fault(False, reason, 0, self.fault_mark)
         if content.digest is not None:
             self.expected = content.digest
 
@@ -302,6 +307,7 @@ class Stream:
         "resync_ns",
         "revoked",
         "shadow",
+        "since",
         "start",
         "stuck",
         "suspect",
@@ -338,6 +344,8 @@ class Stream:
         self.revoked = (ORIGIN, 0)
         #: When the newest message read was published.
         self.published_ns = 0
+        #: The first message that may have brought what is wanted just now; None: the newest did.
+        self.since: Mark | None = None
         #: First marks of epochs, and the marks that they come after (law 3).
         self.fences: dict[int, Mark] = {}
         # See `repair`: reads since there was progress beyond `stuck`, and when the next is

@@ -165,10 +165,12 @@ class Subscriptions:
         if self._journal is not None and len(stored.resources) > reading.size():
             self._journal.replaced(stream.id)  # more tombstones than are remembered
         stream.live = reading
+        stream.since = ORIGIN
         # Subscriptions first: what they bring is what the others refer to.
         for kind in sorted(reading.held, key=lambda kind: (kind is not Kind.SUBSCRIPTION, kind)):
             for group in grouped(reading.held[kind].values(), stream.id):
                 self.want(stream, group, None, ORIGIN, now)
+        stream.since = None
         # Also where there is nothing to wait for.
         self._programming.touched[stream.id] = stream
         return True

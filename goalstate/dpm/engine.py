@@ -317,8 +317,9 @@ class Engine:
             Rings(on_sessions), builder.build, clock_ns=self._clock_ns, sent=self._metrics.sent
         )
         publisher = Publisher(Router(transport, sessions, self._came_back), replay.published)
-        # Under one number: it counts as published when the last of it is confirmed.
-        publisher.publish(core.change, missing)
+        # Under one number: it counts as published when the last of it is confirmed. Where a stream
+        # came back by it, rings and checkpoints know: it may be on sessions again by now.
+        publisher.publish(core.change, [one._replace(begins=False) for one in missing])
         self.core, self._changes = core, replay.changes
         self._publisher, self._noted = publisher, replay.published
         self.sessions = sessions

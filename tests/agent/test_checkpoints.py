@@ -217,6 +217,55 @@ def test_a_host_whose_place_in_the_log_is_gone_sweeps_what_the_checkpoint_does_n
     assert not rig.exceptions()
 
 
+def test_what_a_checkpoint_brings_in_vain_is_of_all_messages_that_may_have_brought_it(
+    rig: Rig,
+) -> None:
+    """Which one did is not known, and a wait for any of them must not end."""
+    rig.broker.detach(rig.readers.pop(STREAM))  # it is away
+    rig.put(rig.vpc.publish(neighbor(7, subnets=["nowhere"])))
+    rig.put(rig.vpc.publish(neighbor(8)))
+    checkpoint(rig.broker, rig.vpc)
+    rig.perform(rig.core.position_gone(STREAM, rig.now))
+    rig.run()
+    host = late(rig)
+    for one, lacked in ((rig, Mark(1, 4)), (host, Mark(0, 1))):
+        assert one.watermark() == Mark(1, 5)
+        (fault,) = one.faults().values()
+        assert (fault.pending, fault.mark) == (True, lacked)
+    # And so is what comes in its place, though that came with a message of its own.
+    rig.on_vpc(neighbor(7, 2, subnets=["nowhere"]))
+    for one, lacked in ((rig, Mark(1, 4)), (host, Mark(0, 1))):
+        (fault,) = one.faults().values()
+        assert (fault.revision, fault.mark) == (2, lacked)
+
+
+def test_a_chunk_that_cannot_be_read_is_missed_at_all_messages_that_it_stands_for(rig: Rig) -> None:
+    written = Checkpoint(rig.broker, rig.vpc, 2)
+    written.add(vpc(), subnet())
+    written.chunk += 1
+    kind = MessageKind.CHECKPOINT
+    written._put(written.topic, rig.vpc.sent(b"\xff", written.mark, kind, 2, 2))
+    written.close()
+    faults = late(rig).faults().values()
+    assert [one.mark for one in faults if one.reason.startswith("UNREADABLE")] == [Mark(0, 0)]
+
+
+def test_what_waits_behind_a_checkpoint_and_is_refused_is_of_the_messages_before(rig: Rig) -> None:
+    rig.broker.detach(rig.readers.pop(STREAM))  # it is away
+    rig.put(rig.vpc.publish(neighbor(7)))
+    rig.put(rig.vpc.publish(neighbor(8)))
+    checkpoint(rig.broker, rig.vpc)
+    rig.slow = True
+    rig.perform(rig.core.position_gone(STREAM, rig.now))
+    rig.run()
+    rig.on_vpc(neighbor(7, 2, subnets=["nowhere"]))
+    while rig.waiting:
+        rig.finish()
+    (fault,) = rig.faults().values()
+    assert fault.pending
+    assert fault.mark == Mark(1, 6), "its first revision was applied"
+
+
 def test_a_checkpoint_that_is_gone_is_looked_up_again_ever_less_often(rig: Rig) -> None:
     checkpoint(rig.broker, rig.vpc)
     checkpoint(rig.broker, rig.vpc)

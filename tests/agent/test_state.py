@@ -310,3 +310,16 @@ def test_what_is_restored_is_what_was_stored_whatever_happened(
         assert stream.live.digest == rig.core.streams[id_].live.digest
         assert stream.watermark == rig.core.streams[id_].watermark
     assert host.core.counters.mismatches == host.core.counters.gaps == 0
+
+
+def test_what_is_stored_and_not_applied_is_of_all_messages_that_may_have_brought_it() -> None:
+    rig, store = Rig(), Store()
+    rig.join(vpc(), subnet())
+    rig.on_vpc(neighbor(1, subnets=["nowhere"]))
+    rig.on_vpc(neighbor(2))
+    store.take(rig)
+    host = Rig(beside=rig, stored=store.stored())
+    host.run()
+    (fault,) = host.faults().values()
+    assert fault.pending
+    assert fault.mark < Mark(1, 2) < host.watermark()

@@ -96,3 +96,25 @@ def test_recovery_neither_looks_for_nor_writes_what_travels_on_sessions() -> Non
             assert successor.core.streams[V1].mark == engine.core.streams[V1].mark
 
     asyncio.run(test(Region()))
+
+
+def test_a_switch_that_only_the_next_publisher_tells_of_does_not_undo_the_one_after_it() -> None:
+    async def test(region: Region) -> None:
+        engine = new_engine(region, channels=FEW)
+        await engine.start()
+        await apply(engine, HOSTS, network(1), ports(1, 4))
+        region.cut(Wire.DEAD, region.topics.of_stream(V1))
+        await go(engine, Channel.PULSAR)
+        began = engine.core.streams[V1].began
+        await go(engine, Channel.SESSION)
+        await crash(engine, region)
+        async with serving(region, channels=FEW) as successor:
+            await until(lambda: region.stream(V1), "it tells of it")
+            assert [envelope.mark for envelope, _ in region.stream(V1)] == [began]
+            assert successor.core.channel_of_vpc("v1") is Channel.SESSION
+            assert successor.sessions is not None
+            session = successor.sessions.begin()
+            await successor.sessions.follow(session, 1, V1, began)
+            assert session.pop() is not None, "who has that alone gets what came after it"
+
+    asyncio.run(test(Region()))

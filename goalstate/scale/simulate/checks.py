@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from goalstate.agent.reports import applied
 from goalstate.bus.memory import MemoryBroker
-from goalstate.dpm.core import Core, Publication, Requirement
+from goalstate.dpm.core import Core, Publication, Requirement, StreamState
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import packing
 from goalstate.gs.derivation import Key
@@ -192,19 +192,43 @@ def _operations(stream: StreamId, payload: bytes) -> Iterator[_Operation]:
             yield _Operation(host, kind, id_, revision, deletion)
 
 
+class WatchedStream(StreamState):
+    """Of a stream, which revisions of a host's subscription are of one time that it followed: a
+    stream that goes to another channel changes it, too."""
+
+    __slots__ = ("renewed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: How often the subscription of each host changed since it began to follow.
+        self.renewed: dict[str, int] = {}
+
+    def follow(self, host: str, follows: bool) -> None:
+        if follows:
+            self.renewed[host] = self.renewed.get(host, -1) + 1
+        else:
+            self.renewed.pop(host, None)
+        super().follow(host, follows)
+
+
 def followers(core: Core, requirement: Requirement) -> dict[str, int]:
-    """Hosts that a requirement is for, with the revision of their subscription (of an inbox: 0)."""
+    """Hosts that a requirement is for, with the revision of the subscription by which they began to
+    follow (of an inbox: 0)."""
     hosts = core.concerned(requirement)
     return {
-        host: _subscribed(core, host, requirement.stream)
+        host: _joined(core, host, requirement.stream)
         for host in sorted(hosts)
         if core.follows(host, requirement.stream)
     }
 
 
-def _subscribed(core: Core, host: str, stream: StreamId) -> int:
+def _joined(core: Core, host: str, stream: StreamId) -> int:
     record = core.memory.records.get(Key(Kind.SUBSCRIPTION, str(stream), host))
-    return record.revision if record is not None else 0
+    if record is None:
+        return 0
+    state = core.streams[stream]
+    assert isinstance(state, WatchedStream)
+    return record.revision - state.renewed.get(host, 0)
 
 
 def check_wait(
@@ -227,17 +251,17 @@ def check_wait(
     stream, mark, *_ = requirement
     hosts = {
         host
-        for host, subscribed in concerned.items()
+        for host, joined in concerned.items()
         if host not in expired
         and core.follows(host, stream)
-        and _subscribed(core, host, stream) == subscribed
+        and _joined(core, host, stream) == joined
     }
     if not hosts:
         return
     operations = list(streams.last_operations(stream, mark))
     for host in sorted(hosts):
         if any(
-            _told_of(agent, stream) != concerned[host] or has_left(agent, stream)
+            _told_of(agent, stream) < concerned[host] or has_left(agent, stream)
             for agent in agents.get(host, [])
             if stream.kind is not StreamKind.INBOX
         ):

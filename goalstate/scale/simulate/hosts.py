@@ -19,7 +19,6 @@ from goalstate.agent.reports import Reporter
 from goalstate.bus.base import Message, Sink
 from goalstate.bus.errors import BrokerUnreachable, PositionGone
 from goalstate.bus.memory import MemoryBroker, MemoryReader
-from goalstate.dpm.channels import ChannelPolicy
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import StreamId, inbox_stream
@@ -39,7 +38,7 @@ class Surroundings(Protocol):
     broker: MemoryBroker
     topics: Topics
     random: Random
-    channels: ChannelPolicy
+    has_sessions: bool
     core_type: Callable[..., HostCore]
 
     def told(self, agent: Agent, report: agent_pb2.HostReport) -> None:
@@ -80,7 +79,7 @@ class Agent:
         settings = HostSettings(
             around.topics,
             audit_interval_ns=6 * SECOND_NS,
-            sessions=around.channels.has_sessions,
+            sessions=around.has_sessions,
         )
         self.core = around.core_type(host, inbox_stream(group), settings)
         #: What the data plane holds.

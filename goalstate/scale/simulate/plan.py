@@ -89,13 +89,16 @@ class Plan(NamedTuple):
     seed: int
     size: Size
     security_groups_own_stream: bool
-    #: With two, one stands by.
-    publishers: int
+    #: With two, one stands by. Each has VPCs on sessions as its own policy says: they go to and fro
+    #: as ports come and go, as intents say, and where the other one takes over.
+    publishers: tuple[ChannelPolicy, ...]
     #: Bytes of a record of the log in one message; None: as much as a message takes.
     log_part_bytes: int | None
-    #: When VPCs are on sessions; they go to and fro as ports come and go, and as intents say.
-    channels: ChannelPolicy
     steps: tuple[Step, ...]
+
+    @property
+    def has_sessions(self) -> bool:
+        return self.publishers[0].has_sessions
 
     @property
     def ends_ms(self) -> int:
@@ -110,10 +113,12 @@ class Plan(NamedTuple):
 def plan(seed: int) -> Plan:
     random = Random(f"plan/{seed}")
     size = Size(random.randint(3, 6), random.choice((1, 1, 2)), random.randint(3, 4))
-    channels = NEVER
-    if random.random() < SESSIONS:
+    has_sessions = random.random() < SESSIONS
+    channels = [NEVER, NEVER]
+    if has_sessions:
         # A VPC begins with three ports, all in one security group: most often on sessions.
-        channels = ChannelPolicy(random.randint(2, 4), random.randint(3, 5))
+        ports, members = random.randint(2, 4), random.randint(3, 5)
+        channels = [ChannelPolicy(ports, members), ChannelPolicy(6 - ports, 8 - members)]
         size = size._replace(channels=tuple(ChannelChoice))
     source = IntentSource(random, size)
     begin = region(size)
@@ -128,12 +133,12 @@ def plan(seed: int) -> Plan:
         at += int(random.expovariate(1 / gap))
         steps.append(Step(0, at, source.intent()))
     # Sessions are cut as often as all else, though few runs have any.
-    of_sessions = 3 if channels.has_sessions else 0
+    of_sessions = 3 if has_sessions else 0
     faults = [
         *(f for f in Fault if f is not Fault.SESSION_CUT),
         *of_sessions * (Fault.SESSION_CUT,),
     ]
-    if channels.has_sessions:
+    if has_sessions:
         for _ in range(random.randint(*SWITCHES)):
             steps.append(Step(0, random.randint(started, at), source.switch()))
     for fault in random.sample(faults, random.randint(1, 5)):
@@ -154,9 +159,8 @@ def plan(seed: int) -> Plan:
         seed,
         size,
         random.random() < 0.4,
-        random.choice((1, 1, 2)),
+        tuple(channels[: random.choice((1, 1, 2))]),
         random.choice((None, 60, 400)),
-        channels,
         tuple(step._replace(number=number) for number, step in enumerate(steps, 1)),
     )
 

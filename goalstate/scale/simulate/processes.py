@@ -22,6 +22,7 @@ import structlog
 
 from goalstate.bus.errors import BusError
 from goalstate.dpm import convergence as convergence_module
+from goalstate.dpm import core as core_module
 from goalstate.dpm import engine as engine_module
 from goalstate.dpm import recovery as recovery_module
 from goalstate.dpm import standby as standby_module
@@ -37,6 +38,7 @@ from goalstate.dpm.recovery import Changes, remember
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.topics import Topics
+from goalstate.scale.simulate.checks import WatchedStream
 from goalstate.scale.simulate.timeline import SECOND_NS, Due, Timeline, VirtualLoop
 from goalstate.scale.simulate.wire import ProcessBus, Wire
 
@@ -78,6 +80,7 @@ def at_virtual_time(
         (engine_module, "time", clock),
         (standby_module, "time", clock),
         (standby_module, "IntentLog", log_type),
+        (core_module, "StreamState", WatchedStream),
         (engine_module, "remember", remembered),
         (recovery_module, "remember", remembered),
         (convergence_module, "Wait", partial(_NumberedWait, itertools.count())),
@@ -117,7 +120,6 @@ class Around(Protocol):
     wire: Wire
     topics: Topics
     own_stream: bool
-    channels: ChannelPolicy
     engine_type: Callable[..., Engine]
 
     def say(self, text: str) -> None: ...
@@ -138,7 +140,7 @@ class Around(Protocol):
 class Process:
     """One publisher, start after start."""
 
-    def __init__(self, around: Around, name: str) -> None:
+    def __init__(self, around: Around, name: str, channels: ChannelPolicy) -> None:
         self.name = name
         self.skew_ns = 0
         self.starts = 0
@@ -147,6 +149,7 @@ class Process:
         #: Of the start before: what a process that does not know that it is over goes on from.
         self.former: Core | None = None
         self._around = around
+        self._channels = channels
         self._bus: ProcessBus | None = None
         self._paused: Due | None = None
         self._start: Due | None = None
@@ -170,7 +173,7 @@ class Process:
             clock_id=self.name,
             metrics=_METRICS,
             security_groups_own_stream=around.own_stream,
-            channels=around.channels,
+            channels=self._channels,
             clock_ns=lambda: around.timeline.now_ns + self.skew_ns,
             steady_ns=lambda: around.timeline.now_ns,
             snapshots=SnapshotPolicy(),

@@ -85,12 +85,14 @@ class Run:
         self.broker = MemoryBroker(lambda: self.timeline.now_ns, Faults(seed=plan.seed))
         self.wire = Wire(self.broker, self.timeline, Random(f"wire/{plan.seed}"), self._arrives)
         self.own_stream = plan.security_groups_own_stream
-        self.channels = plan.channels
+        self.has_sessions = plan.has_sessions
         self.engine_type = types.engine
         self.core_type = types.host_core
         self.counts = Counter[str]()
         self.transcript: list[str] = []
-        self.processes = [Process(self, f"dpm-{n}") for n in range(1, plan.publishers + 1)]
+        self.processes = [
+            Process(self, f"dpm-{n}", channels) for n, channels in enumerate(plan.publishers, 1)
+        ]
         self.fleet = Fleet(self)
         self.agents = self.fleet.agents
         self.all_agents = self.fleet.all_agents
@@ -243,7 +245,7 @@ class Run:
             self.say(f"{agent.host} programs {' '.join(names)}")
 
     def _durable(self, accepted: Accepted) -> None:
-        if self.channels.has_sessions:
+        if self.has_sessions:
             self.streams.durable(accepted.publications)
 
     def _arrives(self, arrival: Arrival, written: bool) -> None:
