@@ -14,8 +14,8 @@ PYTHON ?=
 ARGS ?=
 
 # The parts whose behaviour is all in their tests, and the share of them that tests must run.
-PURE := 'goalstate/gs/*' goalstate/dpm/core.py goalstate/agent/core.py goalstate/agent/repair.py \
-	goalstate/agent/subscriptions.py
+PURE := 'goalstate/gs/*' goalstate/dpm/core.py goalstate/dpm/inventory.py goalstate/agent/core.py \
+	goalstate/agent/repair.py goalstate/agent/subscriptions.py
 COVERED := 95
 
 # The environment's own Python, else the one asked for, else the first that is new enough. (The name

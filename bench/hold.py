@@ -20,7 +20,8 @@ from goalstate.agent.actions import Action, Program
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.decoding import Decoder
-from goalstate.dpm.core import Core, Publication
+from goalstate.dpm.core import Core
+from goalstate.dpm.inventory import Publication
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.intent import Host
 from goalstate.gs.resources import Kind

@@ -19,7 +19,7 @@ from bench.system import Brokers, MeasurementFailed, Progress
 from goalstate.bus import admin
 from goalstate.bus.base import EARLIEST, Bus, Message
 from goalstate.bus.connect import connect
-from goalstate.dpm.core import Publication
+from goalstate.dpm.inventory import Publication
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.streams import StreamKind
 from goalstate.scale.generate import Region

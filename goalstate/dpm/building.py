@@ -9,7 +9,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import NamedTuple
 
-from goalstate.dpm.core import Core, Publication
+from goalstate.dpm.core import Core
+from goalstate.dpm.inventory import Publication
 from goalstate.gs import digest as digests
 from goalstate.gs import packing
 from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind
@@ -52,18 +53,18 @@ class Building:
         return sum(len(payload) for payload, _ in self._chunks)
 
     def step(self) -> None:
-        """Build the next slice. Raises RuntimeError, see `Core.rebuild`."""
+        """Build the next slice. Raises RuntimeError, see `Inventory.rebuild`."""
         core = self._core
         state = core.streams[self._stream]
         part = list(islice(self._keys, SLICE))
-        cut = packing.chunk(self._rest + core.rebuild(self._stream, part))
+        cut = packing.chunk(self._rest + core.inventory.rebuild(self._stream, part))
         # The last is filled up by the next slice.
         self._rest = cut.pop() if cut and part else []
         if not part and not cut and not self._chunks:
             cut = [[]]
         self.digest = digests.to_hex(state.digest)
         for items in cut:
-            hosts = {host: core.host_digest(host) for host, _ in items if host}
+            hosts = {host: core.inventory.host_digest(host) for host, _ in items if host}
             self._chunks.append(_Chunk(packing.encode(items, hosts), self.digest))
         if not part:
             self.done, self.until, self.change = True, state.mark, core.change

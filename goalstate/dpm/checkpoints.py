@@ -27,8 +27,9 @@ import structlog
 from goalstate.bus.base import Bus, Producer
 from goalstate.bus.errors import BusError
 from goalstate.dpm.building import Building, newest_of
-from goalstate.dpm.core import Core, Publication, StreamState
+from goalstate.dpm.core import Core
 from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.inventory import Publication, StreamState
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.publisher import BusTransport
 from goalstate.dpm.recovery import Head
@@ -203,7 +204,7 @@ class Checkpoints:
         """Write one now, due or not; two of one stream at once exclude each other. Of a stream that
         is not on its topic, or was not for a while meanwhile, there is none.
 
-        Raises BusError, NotServing, TimeoutError, RuntimeError (see `Core.rebuild`).
+        Raises BusError, NotServing, TimeoutError, RuntimeError (see `Inventory.rebuild`).
         """
         state = self._core.streams[stream]
         if state.channel is not Channel.PULSAR:
@@ -241,7 +242,7 @@ class Checkpoints:
             log.info("a checkpoint came too late", stream=str(stream), mark=str(mark))
             return
         self._stale.discard(stream)
-        self._core.checkpointed(stream, built.size)
+        self._core.inventory.checkpointed(stream, built.size)
         self._metrics.checkpoints.labels(result="written").inc()
         self._metrics.checkpoint_bytes.inc(built.size)
         log.info("checkpoint written", stream=str(stream), mark=str(mark), bytes=built.size)

@@ -41,9 +41,10 @@ from goalstate.dpm.building import newest_of
 from goalstate.dpm.channels import NEVER, ChannelPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy, Checkpoints, place_of
 from goalstate.dpm.convergence import Convergence, Progress, Wait
-from goalstate.dpm.core import Accepted, Core, Publication, Requirement
+from goalstate.dpm.core import Accepted, Core, Requirement
 from goalstate.dpm.errors import LogHeld, NotServing, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.publisher import BACKOFF_S, BusTransport, Publisher
 from goalstate.dpm.recovery import (
@@ -593,7 +594,7 @@ class Engine:
         unknown = [
             never_on_a_stream(place, key)
             for place, key in enumerate(again)
-            if not self.core.knows(key)
+            if not self.core.inventory.knows(key)
         ]
         if unknown:
             raise IntentRejected(unknown)
@@ -653,7 +654,7 @@ class Engine:
 
     def _digest_at(self, host: str, stream: StreamId, mark: Mark) -> int | None:
         # While it is locked, another thread may be half way.
-        return None if self._lock.locked() else self.core.digest_at(host, stream, mark)
+        return None if self._lock.locked() else self.core.inventory.digest_at(host, stream, mark)
 
     def _head(self, stream: StreamId) -> Mark:
         state = self.core.streams.get(stream)

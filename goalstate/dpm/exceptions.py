@@ -38,7 +38,7 @@ def tell_exceptions(
     for host in hosts:
         view = convergence.hosts.get(host)
         for exception in view.exceptions if view is not None else ():
-            vpc = core.vpc_of(exception.stream, _key(host, exception))
+            vpc = core.inventory.vpc_of(exception.stream, _key(host, exception))
             if request.vpc_id and vpc != request.vpc_id:
                 continue
             by_why[exception.why.value] += exception.stands_for

@@ -24,7 +24,7 @@ import structlog
 from goalstate.bus.base import Bus, Producer
 from goalstate.bus.errors import BusClosed, BusError, ProducerFenced
 from goalstate.dpm.building import in_sync
-from goalstate.dpm.core import Publication
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.recovery import Head, head_of
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.envelope import CheckpointPlace, Envelope

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from goalstate.bus.base import EARLIEST, Bus
 from goalstate.dpm.channels import ChannelPolicy
-from goalstate.dpm.core import Accepted, Core, Publication
+from goalstate.dpm.core import Accepted, Core
 from goalstate.dpm.errors import LogUnreadable
+from goalstate.dpm.inventory import Publication
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import intent_codec
 from goalstate.gs.derivation import Key
@@ -163,7 +164,7 @@ class Replay:
         if state is not None and not state.continues(Mark(checkpoint.epoch, checkpoint.sequence)):
             return  # meanwhile the stream was on another channel
         self.checkpoints[stream] = checkpoint
-        self.core.checkpointed(stream, checkpoint.bytes)
+        self.core.inventory.checkpointed(stream, checkpoint.bytes)
 
     def _published(self, change: int) -> None:
         if change > self.core.change:

@@ -212,7 +212,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         for place, (name, key) in enumerate(
             zip(request.resources, republished(request.resources), strict=True)
         ):
-            knowing = [n for n in self._all if self._engines[n].core.knows(key)]
+            knowing = [n for n in self._all if self._engines[n].core.inventory.knows(key)]
             for shard in knowing:
                 parts.setdefault(shard, api.RepublishRequest()).resources.append(name)
             if not knowing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from goalstate.dpm.core import Publication
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.publisher import BusTransport
 from goalstate.dpm.sessions import Sessions
 from goalstate.gs.envelope import Envelope

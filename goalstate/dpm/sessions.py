@@ -24,7 +24,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from goalstate.dpm.building import Building
-from goalstate.dpm.core import Core, Publication
+from goalstate.dpm.core import Core
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.rings import Checkpoint, Rings
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.envelope import CheckpointPlace, Envelope
@@ -260,7 +261,7 @@ class CheckpointBuilder:
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def build(self, stream: StreamId) -> Checkpoint:
-        """Raises NotServing, RuntimeError (see `Core.rebuild`)."""
+        """Raises NotServing, RuntimeError (see `Inventory.rebuild`)."""
         task = self._building.get(stream)
         if task is None:
             task = self._building[stream] = asyncio.ensure_future(self._build(stream))

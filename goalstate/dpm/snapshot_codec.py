@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError
 
 from goalstate.dpm.channels import ChannelPolicy
-from goalstate.dpm.core import Accepted, Record, Requirement
+from goalstate.dpm.core import Accepted, Requirement
 from goalstate.dpm.errors import SnapshotUnreadable
+from goalstate.dpm.inventory import Record
 from goalstate.dpm.recovery import Replay
 from goalstate.gs import digest as digests
 from goalstate.gs import intent_codec
@@ -165,7 +166,7 @@ class Restoring:
         hashes = message.hashes
         if len(hashes) != _HASH_BYTES * len(message.ids):
             raise ValueError(f"{len(hashes)} bytes are not the hashes of {len(message.ids)}")
-        once, take_over, number = self._once, self._core.take_over, int.from_bytes
+        once, take_over, number = self._once, self._core.inventory.take_over, int.from_bytes
         columns = zip(message.kinds, message.ids, message.places, message.revisions, strict=True)
         for n, (kind_number, id_, place, revision) in enumerate(columns):
             kind = kinds[kind_number]

@@ -23,7 +23,8 @@ from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
 from goalstate.dpm.building import Building, in_sync
 from goalstate.dpm.channels import NEVER, ChannelPolicy
 from goalstate.dpm.convergence import Convergence, Progress
-from goalstate.dpm.core import Accepted, Core, Publication
+from goalstate.dpm.core import Accepted, Core
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.rings import OF_STREAM, Checkpoint, Rings
 from goalstate.dpm.sessions import Sessions, checkpoint_of
 from goalstate.gs import envelope as envelopes
@@ -151,7 +152,7 @@ class World:
         self._places: dict[StreamId, CheckpointPlace] = {}
         self._due: dict[StreamId, None] = {}
         self.restart()
-        self.convergence = Convergence(self.core.follows, self.core.digest_at)
+        self.convergence = Convergence(self.core.follows, self.core.inventory.digest_at)
         self.hosts: dict[str, _Host] = {}
         #: How often the agent of each host was started.
         self._starts = Counter[str]()
@@ -325,7 +326,7 @@ class World:
                 if stream.watermark != head.mark:
                     found.append(f"{name} {stream_id}: at {stream.watermark}, not {head.mark}")
                 inbox = stream_id == host.core.inbox
-                digest = self.core.host_digest(name) if inbox else head.digest
+                digest = self.core.inventory.host_digest(name) if inbox else head.digest
                 if stream.live.digest != digest:
                     found.append(f"{name} {stream_id}: another digest than the publisher")
             follows = set(host.core.streams) - {host.core.inbox}

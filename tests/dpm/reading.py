@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from goalstate.dpm.core import Publication
+from goalstate.dpm.inventory import Publication
 from goalstate.gs import digest as digests
 from goalstate.gs.envelope import Envelope
 from goalstate.gs.packing import subscriptions, unpack

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from goalstate.dpm import snapshot_codec
 from goalstate.dpm.channels import NEVER, ChannelPolicy
-from goalstate.dpm.core import Accepted, Core, Publication
+from goalstate.dpm.core import Accepted, Core
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.recovery import Replay
 from goalstate.gs import intent_codec
 from goalstate.gs.after import Reason

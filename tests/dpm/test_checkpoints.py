@@ -85,7 +85,7 @@ def rebuilt(core: Core, stream: StreamId) -> dict[Place, Resource]:
     assert len(keys) == len(set(keys))
     found = {
         (r.kind, r.id, host if stream.kind is StreamKind.INBOX else ""): r
-        for host, r in core.rebuild(stream, keys)
+        for host, r in core.inventory.rebuild(stream, keys)
     }
     return found
 
@@ -124,7 +124,7 @@ def test_a_resource_that_would_not_be_what_was_published_is_refused() -> None:
     record = core.memory.records[key]
     core.memory.records[key] = record._replace(hash=record.hash ^ 1)
     with pytest.raises(RuntimeError, match=rf"neighbor/{key.id} is not what is on vpc/v1"):
-        core.rebuild(V1, [key])
+        core.inventory.rebuild(V1, [key])
 
 
 def test_the_size_of_a_stream_follows_what_comes_and_goes() -> None:
@@ -139,7 +139,7 @@ def test_the_size_of_a_stream_follows_what_comes_and_goes() -> None:
     assert 0 < state.size < whole
     accepted(core, [Intent(deletes=(Deletion(ObjectKind.VPC, "v1", True),))])
     assert state.size == 0
-    core.checkpointed(V1, 7)
+    core.inventory.checkpointed(V1, 7)
     assert (state.size, state.written) == (7, 0)
 
 
@@ -253,7 +253,7 @@ def assert_leads_to_the_state(region: Region, engine: Engine, stream: StreamId) 
     assert loaded.digest == digests.to_hex(state.digest)
     assert loaded.held == rebuilt(engine.core, stream)
     for host, digest in loaded.host_digests.items():
-        assert digest == digests.to_bytes(engine.core.host_digest(host))
+        assert digest == digests.to_bytes(engine.core.inventory.host_digest(host))
     return loaded
 
 
@@ -422,7 +422,7 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
     async def test(region: Region) -> None:
         async with built(region) as engine:
             waiting, between = iter(MOVES + REMOVAL), 0
-            real = engine.core.rebuild
+            real = engine.core.inventory.rebuild
 
             def rebuild(of: StreamId, keys: Any) -> Any:
                 nonlocal between
@@ -434,9 +434,9 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
                 return real(of, keys)
 
             tasks: list[asyncio.Task[Any]] = []
-            monkeypatch.setattr(engine.core, "rebuild", rebuild)
+            monkeypatch.setattr(engine.core.inventory, "rebuild", rebuild)
             await write(engine, stream)
-            monkeypatch.setattr(engine.core, "rebuild", real)
+            monkeypatch.setattr(engine.core.inventory, "rebuild", real)
             assert tasks and between > step
             await asyncio.gather(*tasks)
             await out(engine)
@@ -454,7 +454,7 @@ def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPat
     async def test(region: Region) -> None:
         async with built(region) as engine:
             order: list[str] = []
-            real, plan = engine.core.rebuild, engine.core.plan
+            real, plan = engine.core.inventory.rebuild, engine.core.plan
 
             def rebuild(of: StreamId, keys: Any) -> Any:
                 order.append("slice")
@@ -467,7 +467,7 @@ def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPat
                 return plan(intent)
 
             tasks: list[asyncio.Task[Any]] = []
-            monkeypatch.setattr(engine.core, "rebuild", rebuild)
+            monkeypatch.setattr(engine.core.inventory, "rebuild", rebuild)
             monkeypatch.setattr(engine.core, "plan", planned)
             await write(engine, V1)
             await asyncio.gather(*tasks)
@@ -490,7 +490,7 @@ def test_a_stream_of_many_resources_has_chunks_of_the_usual_size(
                 await out(engine)
                 assert_leads_to_the_state(region, engine, stream)
                 *chunks, _ = region.messages(region.topics.checkpoints_of(stream))
-                whole = engine.core.rebuild(stream, engine.core.on_stream(stream))
+                whole = engine.core.inventory.rebuild(stream, engine.core.on_stream(stream))
                 assert len(chunks) == len(real(whole, 500)) > 1
                 assert all(len(chunk.payload) < 700 for chunk in chunks)
 

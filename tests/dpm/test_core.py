@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goalstate.dpm.core import Accepted, Core, Publication, Requirement
+from goalstate.dpm.core import Accepted, Core, Requirement
+from goalstate.dpm.inventory import Publication
 from goalstate.gs.derivation import Derivation, Key
 from goalstate.gs.errors import IntentRejected, StalePlan
 from goalstate.gs.intent import Deletion, Intent, ObjectKind, Port
@@ -242,7 +243,7 @@ def agree(core: Core, readings: Readings) -> None:
     subscribed: dict[StreamId, set[str]] = {stream: set() for stream in core.streams}
     for one in core.desired.objects(K.HOST):
         inbox = inbox_stream(one.group)
-        assert core.host_digest(one.id) == readings.host_digest(one.id, inbox)
+        assert core.inventory.host_digest(one.id) == readings.host_digest(one.id, inbox)
         for kind, id_, name in readings.held.get(inbox, {}):
             if kind is Kind.SUBSCRIPTION and name == one.id:
                 subscribed[StreamId.parse(id_)].add(one.id)
@@ -595,5 +596,5 @@ def test_a_host_follows_its_inbox_and_what_it_subscribes_to(core: Core) -> None:
 
 def test_a_host_without_anything_has_the_empty_digest(core: Core) -> None:
     accept(core, Intent(deletes=(Deletion(K.PORT, "v2-p1"),)))
-    assert core.host_digest("h4") == core.host_digest("nobody") == 0
-    assert core.host_digest("h0") != 0
+    assert core.inventory.host_digest("h4") == core.inventory.host_digest("nobody") == 0
+    assert core.inventory.host_digest("h0") != 0

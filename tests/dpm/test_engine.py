@@ -15,9 +15,10 @@ import pytest
 from goalstate.bus.errors import BrokerUnreachable
 from goalstate.dpm import engine as engine_module
 from goalstate.dpm.convergence import Progress, Why
-from goalstate.dpm.core import Core, Publication
+from goalstate.dpm.core import Core
 from goalstate.dpm.engine import Engine, Outcome
 from goalstate.dpm.errors import LogUnreadable, NotServing, UnknownChange
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import intent_codec
 from goalstate.gs.desired import Desired
@@ -135,7 +136,7 @@ def state(engine: Engine) -> dict[str, Any]:
             stream: (head.mark, head.digest, head.resources, head.followers)
             for stream, head in core.streams.items()
         },
-        "host digests": {h: core.host_digest(h) for h in ("h0", "h1", "h2", "h3", "h4")},
+        "host digests": {h: core.inventory.host_digest(h) for h in ("h0", "h1", "h2", "h3", "h4")},
         "all": sorted(core.requirements_of_all(), key=str),
     }
 

@@ -10,7 +10,7 @@ import pytest
 
 from goalstate.bus.errors import BrokerUnreachable
 from goalstate.bus.memory.client import MemoryProducer
-from goalstate.dpm.core import Publication
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.publisher import BusTransport, Publisher
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.envelope import Envelope, MessageKind

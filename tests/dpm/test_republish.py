@@ -356,8 +356,10 @@ def test_the_core_knows_digests_at_heads() -> None:
     core, _, id_ = built()
     stream = vpc_stream(core.desired.get(ObjectKind.PORT, id_).vpc_id)
     head = core.streams[stream]
-    assert core.digest_at("h0", stream, head.mark) == head.digest
-    assert core.digest_at("h0", stream, Mark(1, head.mark.sequence - 1)) is None
-    assert core.digest_at("h0", vpc_stream("none"), ORIGIN) is None
+    assert core.inventory.digest_at("h0", stream, head.mark) == head.digest
+    assert core.inventory.digest_at("h0", stream, Mark(1, head.mark.sequence - 1)) is None
+    assert core.inventory.digest_at("h0", vpc_stream("none"), ORIGIN) is None
     inbox = inbox_stream("r0")
-    assert core.digest_at("h0", inbox, core.streams[inbox].mark) == core.host_digest("h0")
+    assert core.inventory.digest_at(
+        "h0", inbox, core.streams[inbox].mark
+    ) == core.inventory.host_digest("h0")

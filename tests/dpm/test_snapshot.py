@@ -17,10 +17,10 @@ from goalstate.bus.base import MAX_PAYLOAD
 from goalstate.bus.errors import BrokerUnreachable, ProducerFenced
 from goalstate.dpm import snapshot as snapshots
 from goalstate.dpm import snapshot_codec
-from goalstate.dpm.core import Publication
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import LogUnreadable, SnapshotUnreadable, UnknownChange
 from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.inventory import Publication
 from goalstate.dpm.recovery import Replay
 from goalstate.dpm.snapshot import PART_BYTES, SnapshotPolicy
 from goalstate.gs import intent_codec
@@ -56,7 +56,7 @@ def run(test: Callable[[Region], Coroutine[None, None, None]]) -> None:
 def new_replay(own_stream: bool = False) -> Replay:
     replay = Replay(Topics(), security_groups_own_stream=own_stream)
     # Small messages: what order a change's resources come in shows.
-    replay.core._chunk_bytes = 200
+    replay.core.inventory._chunk_bytes = 200
     return replay
 
 
@@ -137,7 +137,7 @@ def known(replay: Replay) -> dict[str, Any]:
         ],
         "sizes": [(stream, head.size, head.written) for stream, head in core.streams.items()],
         "memory": core.memory,
-        "digests": [(host, core.host_digest(host)) for host in hosts],
+        "digests": [(host, core.inventory.host_digest(host)) for host in hosts],
         "accepted": core.accepted_ns(),
         "all": sorted(core.requirements_of_all(), key=str),
         "vpcs": [sorted(core.requirements_of_vpc(vpc), key=str) for vpc in vpcs],

@@ -194,7 +194,7 @@ def test_every_digest_is_that_of_what_was_published(sequences: list[Played]) -> 
                 assert head.resources == len(resources), stream
             for host in core.desired.objects(ObjectKind.HOST):
                 digest = readings.host_digest(host.id, inbox_stream(host.group))
-                assert core.host_digest(host.id) == digest, host
+                assert core.inventory.host_digest(host.id) == digest, host
 
 
 def test_an_agent_that_stopped_takes_nothing_in_any_more() -> None:

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from goalstate.agent.reports import applied
 from goalstate.bus.memory import MemoryBroker
-from goalstate.dpm.core import Core, Publication, Requirement, StreamState
+from goalstate.dpm.core import Core, Requirement
+from goalstate.dpm.inventory import Publication, StreamState
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import packing
 from goalstate.gs.derivation import Key
@@ -373,7 +374,7 @@ def unsettled(core: Core, agents: dict[str, Agent], groups: dict[str, str]) -> l
             if stream.watermark != head.mark:
                 found.append(f"{name} {stream_id}: at {stream.watermark}, not {head.mark}")
             inbox = stream_id == agent.core.inbox
-            digest = core.host_digest(name) if inbox else head.digest
+            digest = core.inventory.host_digest(name) if inbox else head.digest
             if stream.live.digest != digest:
                 found.append(f"{name} {stream_id}: another digest than the publisher")
         for stream_id, _, id_, fault in agent.core.exceptions():
