@@ -35,6 +35,7 @@ from goalstate.gs.streams import (
     Mark,
     StreamId,
     StreamKind,
+    inbox_stream,
     security_group_stream,
     vpc_stream,
 )
@@ -99,6 +100,7 @@ class Core:
         #: What is on the streams, and their heads.
         self.inventory = Inventory(self._derivation.build, chunk_bytes)
         self.streams = self.inventory.streams
+        self._leaving = self.inventory.leaving
         #: Per VPC and host, where the host's inbox last had something of the VPC.
         self._inbox_places: dict[str, dict[str, tuple[StreamId, Mark]]] = {}
         #: When the newest change that concerned each VPC was accepted.
@@ -139,6 +141,9 @@ class Core:
         """
         if self.epoch < 1:
             raise ValueError("no epoch has begun")
+        for kind, before, after in changes:
+            if kind is ObjectKind.HOST and before and (not after or after.group != before.group):
+                self._leaving.add(self.change + 1, before.id, inbox_stream(before.group))
         self.desired.commit(changes)
         self.change += 1
         touched = self._derivation.touched(changes)
@@ -148,7 +153,7 @@ class Core:
         for vpc in switched:
             touched.update(dict.fromkeys(self._derivation.subscriptions_of_vpc(vpc)))
         revoking = self._derivation.revoking(changes)
-        diff = self.inventory.update(touched, revoking, frozenset(again))
+        diff = self.inventory.update(self.change, touched, revoking, frozenset(again))
         for vpc in switched:
             for stream in self._derivation.streams_of_vpc(vpc):
                 diff.on(stream).concerned.add((vpc, ""))
@@ -175,6 +180,10 @@ class Core:
             if stream not in diff.streams and state.mark > ORIGIN:
                 requirements.append(Requirement(stream, state.mark, frozenset(hosts_joined)))
         return Accepted(self.change, now_ns, len(changes), publications, requirements)
+
+    def logged(self, change: int) -> None:
+        """The log has all changes up to this one: they cannot be lost any more."""
+        self._leaving.logged(change)
 
     # --- channels ---
 
@@ -237,7 +246,7 @@ class Core:
                 requirements.append(Requirement(stream, state.mark, None))
         places = self._inbox_places.get(vpc, {})
         return requirements + _by_place(
-            {host: place for host, place in places.items() if self.follows(host, place[0])}
+            {host: place for host, place in places.items() if self.waits_for(host, place[0])}
         )
 
     def requirements_of_all(self) -> list[Requirement]:
@@ -245,7 +254,7 @@ class Core:
         places: dict[str, tuple[StreamId, Mark]] = {}
         for of_vpc in self._inbox_places.values():
             for host, place in of_vpc.items():
-                if self.follows(host, place[0]) and places.get(host, place) <= place:
+                if self.waits_for(host, place[0]) and places.get(host, place) <= place:
                     places[host] = place
         requirements = [
             Requirement(stream, state.mark, None)
@@ -258,7 +267,9 @@ class Core:
         """The hosts that a requirement is for, as things are now."""
         if requirement.hosts is not None:
             return requirement.hosts
-        return self.streams[requirement.stream].followers
+        followers = self.streams[requirement.stream].followers
+        leaving = self._leaving.of(requirement.stream)
+        return followers | leaving if leaving else followers
 
     def accepted_ns(self, vpc: str | None = None) -> int:
         """When the newest change of a VPC (None: of any) was accepted; 0 if none ever was."""
@@ -273,6 +284,10 @@ class Core:
             return known is not None and bool(known.group == stream.id)
         state = self.streams.get(stream)
         return state is not None and state.is_followed_by(host)
+
+    def waits_for(self, host: str, stream: StreamId) -> bool:
+        """Is the host to be heard of on the stream? It follows it, or may yet stay (`leaving`)."""
+        return self._leaving.leaves(host, stream) or self.follows(host, stream)
 
 
 def _by_place(places: dict[str, tuple[StreamId, Mark]]) -> list[Requirement]:

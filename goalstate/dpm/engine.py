@@ -612,6 +612,7 @@ class Engine:
                 self._fail_appended(error or BusError("cancelled"))
                 return
             self._appended.popleft()
+            self.core.logged(accepted.change)
             assert self._publisher is not None
             remember(self._changes, accepted)
             self._publisher.publish(accepted.change, accepted.publications)
@@ -650,7 +651,7 @@ class Engine:
     # --- convergence ---
 
     def _follows(self, host: str, stream: StreamId) -> bool:
-        return self.core.follows(host, stream)  # of the core as it is now: recovery makes another
+        return self.core.waits_for(host, stream)  # of the core as it is now: recovery makes another
 
     def _digest_at(self, host: str, stream: StreamId, mark: Mark) -> int | None:
         # While it is locked, another thread may be half way.

@@ -17,6 +17,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from goalstate.dpm.leaving import Leaving
 from goalstate.gs import digest as digests
 from goalstate.gs import ordering, packing
 from goalstate.gs.derivation import Derived, Key
@@ -166,6 +167,7 @@ class Inventory:
         """`build` gives what a resource must be now; None: there is none."""
         self.records: dict[Key, Record] = {}
         self.streams: dict[StreamId, StreamState] = {}
+        self.leaving = Leaving()
         self._build = build
         self._chunk_bytes = chunk_bytes
         #: Digest of what each host holds of its inbox.
@@ -174,9 +176,9 @@ class Inventory:
     # --- a change ---
 
     def update(
-        self, touched: Iterable[Key], revoking: Collection[Key], again: Collection[Key]
+        self, change: int, touched: Iterable[Key], revoking: Collection[Key], again: Collection[Key]
     ) -> Diff:
-        """Take resources in as they are now; gives what that puts on which streams.
+        """Take resources in as they are after a change; gives what that puts on which streams.
 
         It is to be put there (`put`) before anything else is taken in. `revoking`: those whose
         update takes a permission away. What is in `again` and was on a stream is put there with the
@@ -197,7 +199,9 @@ class Inventory:
                     diff.add(old.stream, old.host, old.vpc, gone, old.hash, 0)
                     records[key] = old._replace(revision=old.revision + 1, hash=0)
                     if kind is Kind.SUBSCRIPTION:
-                        self._stream(_parsed(id_)).follow(old.host, False)
+                        left = _parsed(id_)
+                        self.leaving.add(change, old.host, left)
+                        self._stream(left).follow(old.host, False)
                 elif old is not None and key in again:
                     gone = Resource(kind, id_, old.revision + 1, b"")
                     diff.add(old.stream, old.host, old.vpc, gone, 0, 0)

@@ -148,6 +148,7 @@ class Replay:
         accepted = self.core.accept(changes, change.accepted_unix_ns, change.traceparent, again)
         if accepted.change != change.change:
             raise ValueError(f"it would be change {accepted.change} here")
+        self.core.logged(accepted.change)
         remember(self.changes, accepted)
         for publication in accepted.publications:
             if publication.begins:

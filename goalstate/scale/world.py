@@ -203,6 +203,7 @@ class World:
         if not changes:
             return None
         accepted = self.core.accept(changes, self.now_ns)
+        self.core.logged(accepted.change)
         self.publish(accepted.publications)
         return accepted
 

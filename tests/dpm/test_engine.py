@@ -307,6 +307,54 @@ def test_a_repeated_intent_is_answered_when_what_it_repeats_is_durable() -> None
     run(test)
 
 
+LEAVES = {
+    "a port that goes": Intent(deletes=(Deletion(ObjectKind.PORT, "v1-p2"),)),
+    "a port that moves": Intent(ports=(port(1, 2, "h1"),)),
+}
+
+
+@pytest.mark.parametrize("intent", LEAVES.values(), ids=LEAVES)
+def test_a_host_is_waited_for_until_the_log_has_the_change_by_which_it_leaves(
+    intent: Intent,
+) -> None:
+    """The change may be lost, and the host stays."""
+
+    async def test(region: Region) -> None:
+        async with serving(region) as engine:
+            await apply(engine, HOSTS, network(1), Intent(ports=(port(1, 1, "h1"),)))
+            earlier = await apply(engine, Intent(ports=(port(1, 2, "h2"),)))
+            stream = vpc_stream("v1")
+            region.cut(Wire.HELD, region.topics.intent_log)
+            leaving = begin(engine, intent)
+            await until(lambda: region.held, "it is on its way into the log")
+            assert not engine.core.follows("h2", stream)
+            assert engine.core.waits_for("h2", stream)
+            assert "h2" in concerned(engine, earlier)
+            region.mend()
+            region.release()
+            await leaving
+            assert not engine.core.waits_for("h2", stream)
+
+    run(test)
+
+
+def test_a_host_is_waited_for_on_its_inbox_until_the_log_says_that_it_is_gone() -> None:
+    async def test(region: Region) -> None:
+        async with serving(region) as engine:
+            await apply(engine, HOSTS)
+            host = HOSTS.hosts[0]
+            region.cut(Wire.HELD, region.topics.intent_log)
+            leaving = begin(engine, Intent(deletes=(Deletion(ObjectKind.HOST, host.id),)))
+            await until(lambda: region.held, "it is on its way into the log")
+            assert engine.core.waits_for(host.id, inbox_stream(host.group))
+            region.mend()
+            region.release()
+            await leaving
+            assert not engine.core.waits_for(host.id, inbox_stream(host.group))
+
+    run(test)
+
+
 # --- large intents ---
 
 

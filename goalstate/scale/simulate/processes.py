@@ -22,7 +22,7 @@ import structlog
 
 from goalstate.bus.errors import BusError
 from goalstate.dpm import convergence as convergence_module
-from goalstate.dpm import core as core_module
+from goalstate.dpm import inventory as inventory_module
 from goalstate.dpm import engine as engine_module
 from goalstate.dpm import recovery as recovery_module
 from goalstate.dpm import standby as standby_module
@@ -80,7 +80,7 @@ def at_virtual_time(
         (engine_module, "time", clock),
         (standby_module, "time", clock),
         (standby_module, "IntentLog", log_type),
-        (core_module, "StreamState", WatchedStream),
+        (inventory_module, "StreamState", WatchedStream),
         (engine_module, "remember", remembered),
         (recovery_module, "remember", remembered),
         (convergence_module, "Wait", partial(_NumberedWait, itertools.count())),
