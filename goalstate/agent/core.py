@@ -498,6 +498,7 @@ class HostCore:
         stream.since = (
             ORIGIN if stream.disagreements else Mark(previous.epoch, previous.sequence + 1)
         )
+        self.programming.gather()
         for kind in sorted(old.held.keys() | new.held.keys()):
             before, after = old.held.get(kind, {}), new.held.get(kind, {})
             gone = [r for id_, r in before.items() if id_ not in after]
@@ -518,6 +519,7 @@ class HostCore:
                 fresh = before.keys().isdisjoint(group.ids)
                 olds = None if fresh else {r.id: _known(before, r) for r in group.resources}
                 self._want(stream, group, olds, previous, now)
+        self.programming.look(now)
         stream.published_ns, stream.since = published_ns, None
         new.groups = []
         if old.unread or new.unread or old.malformed or new.malformed:

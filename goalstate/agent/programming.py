@@ -88,6 +88,8 @@ class Programming:
         self._blocked = 0
         self._waiters: dict[Reference, list[Change]] = {}
         self._flights: list[_Flight] = []
+        #: Changes to be looked at, while all that is held is being replaced; None: at once.
+        self._gathered: list[Change] | None = None
         self._deadlines: list[tuple[int, int, Change]] = []
         self._ties = 0
         self.strays = Strays(self.concerns, limit)
@@ -104,6 +106,17 @@ class Programming:
         self.letters = DeadLetters()
 
     # --- what is wanted ---
+
+    def gather(self) -> None:
+        """All that is held of a stream is replaced. Until `look` nothing that is wanted is looked
+        at, as that wakes what waits for it, which may be wanted no more."""
+        self._gathered = []
+
+    def look(self, now: int) -> None:
+        gathered, self._gathered = self._gathered, None
+        for change in gathered or ():
+            if change.standing():
+                self._evaluate(change, now)
 
     def want_all(self, stream: Stream, group: Group, previous: Mark, now: int) -> None:
         """All of a group is held since the message just read, and nothing of it was before.
@@ -280,6 +293,9 @@ class Programming:
 
     def _evaluate(self, change: Change, now: int) -> None:
         """Queue a change, let it wait, or settle it if there is nothing to do."""
+        if self._gathered is not None:
+            self._gathered.append(change)
+            return
         stream, kind = change.stream, change.kind
         held = stream.live.held.get(kind, {})
         first = change.ids[0]

@@ -168,3 +168,22 @@ def test_what_was_pending_and_is_gone_when_read_again_is_not_missed_at_its_deadl
     rig.pass_time(60)
     assert rig.exceptions() == {}
     assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}
+
+
+def test_what_waits_together_when_read_again_is_not_deleted_with_the_first_of_it() -> None:
+    rig = Rig()
+    rig.slow = True
+    rig.on_inbox(subscription())
+    rig.on_vpc(vpc())  # it is on its way to the data plane
+    rig.on_vpc(subnet(), *(neighbor(n) for n in range(3)))  # and all of these wait for it
+    rig.broker.faults = Faults(drop=1.0)
+    rig.on_vpc(gone(neighbor(0)), subnet(revision=2))
+    rig.broker.faults = Faults()
+    checkpoint(rig.broker, rig.vpc)
+    rig.perform(rig.core.position_gone(STREAM, rig.now))
+    rig.run()
+    while rig.waiting:
+        rig.finish()
+    assert rig.agrees()
+    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1", "neighbor/port-1", "neighbor/port-2"}
+    assert rig.watermark() == Mark(1, 3)
