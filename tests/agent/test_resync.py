@@ -7,6 +7,7 @@ import pytest
 from goalstate.agent.core import RETRY_MAX_NS
 from goalstate.bus.base import EARLIEST
 from goalstate.bus.memory import Faults
+from goalstate.gs.resources import Kind
 from goalstate.gs.streams import Mark
 from tests.agent.rig import (
     HOST,
@@ -176,8 +177,10 @@ def test_what_waits_together_when_read_again_is_not_deleted_with_the_first_of_it
     rig.on_inbox(subscription())
     rig.on_vpc(vpc())  # it is on its way to the data plane
     rig.on_vpc(subnet(), *(neighbor(n) for n in range(3)))  # and all of these wait for it
+    (waiting,) = set(rig.core.streams[STREAM].unsettled[Kind.NEIGHBOR].values())
+    first, *others = waiting.ids
     rig.broker.faults = Faults(drop=1.0)
-    rig.on_vpc(gone(neighbor(0)), subnet(revision=2))
+    rig.on_vpc(gone(neighbor(int(first.removeprefix("port-")))), subnet(revision=2))
     rig.broker.faults = Faults()
     checkpoint(rig.broker, rig.vpc)
     rig.perform(rig.core.position_gone(STREAM, rig.now))
@@ -185,5 +188,6 @@ def test_what_waits_together_when_read_again_is_not_deleted_with_the_first_of_it
     while rig.waiting:
         rig.finish()
     assert rig.agrees()
-    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1", "neighbor/port-1", "neighbor/port-2"}
+    names = {f"neighbor/{id_}" for id_ in others}
+    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1", *names}
     assert rig.watermark() == Mark(1, 3)
