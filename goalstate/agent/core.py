@@ -358,8 +358,10 @@ class HostCore:
         # Nor which message brought it, of those that were not held, or of all if these were wrong.
         held = old.mark
         stream.since = ORIGIN if stream.disagreements else Mark(held.epoch, held.sequence + 1)
+        self.programming.gather()
         for group, olds in difference(old, new, stream.id):
             self._subscriptions.want(stream, group, olds, old.mark, now)
+        self.programming.look(now)
         stream.published_ns, stream.since = published_ns, None
         new.groups = []
         if old.unread or new.unread or old.malformed or new.malformed:

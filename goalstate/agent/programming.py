@@ -85,12 +85,25 @@ class Programming:
         self._references = References(streams)
         self._backlog = Backlog()
         self._flights: list[_Flight] = []
+        #: Changes to be looked at, while all that is held is being replaced; None: at once.
+        self._gathered: list[Change] | None = None
         self.exceptions = Exceptions(counters, news)
         self.strays = Strays(self.concerns, news, limit)
         #: Streams of which something was settled since this was last emptied.
         self.touched: dict[StreamId, Stream] = {}
 
     # --- what is wanted ---
+
+    def gather(self) -> None:
+        """All that is held of a stream is replaced. Until `look` nothing that is wanted is looked
+        at, as that wakes what waits for it, which may be wanted no more."""
+        self._gathered = []
+
+    def look(self, now: int) -> None:
+        gathered, self._gathered = self._gathered, None
+        for change in gathered or ():
+            if change.standing():
+                self._evaluate(change, now)
 
     def want_all(self, stream: Stream, group: Group, previous: Mark, now: int) -> None:
         """All of a group is held since the message just read, and nothing of it was before.
@@ -239,6 +252,9 @@ class Programming:
 
     def _evaluate(self, change: Change, now: int) -> None:
         """Queue a change, let it wait, or settle it if there is nothing to do."""
+        if self._gathered is not None:
+            self._gathered.append(change)
+            return
         stream, kind = change.stream, change.kind
         held = stream.live.held.get(kind, {})
         first = change.ids[0]

@@ -7,6 +7,7 @@ import pytest
 from goalstate.agent.repair import RETRY_MAX_NS
 from goalstate.bus.base import EARLIEST
 from goalstate.bus.memory import Faults
+from goalstate.gs.resources import Kind
 from goalstate.gs.streams import Mark
 from tests.agent.rig import (
     HOST,
@@ -168,3 +169,25 @@ def test_what_was_pending_and_is_gone_when_read_again_is_not_missed_at_its_deadl
     rig.pass_time(60)
     assert rig.exceptions() == {}
     assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}
+
+
+def test_what_waits_together_when_read_again_is_not_deleted_with_the_first_of_it() -> None:
+    rig = Rig()
+    rig.slow = True
+    rig.on_inbox(subscription())
+    rig.on_vpc(vpc())  # it is on its way to the data plane
+    rig.on_vpc(subnet(), *(neighbor(n) for n in range(3)))  # and all of these wait for it
+    (waiting,) = set(rig.core.streams[STREAM].unsettled[Kind.NEIGHBOR].values())
+    first, *others = waiting.ids
+    rig.broker.faults = Faults(drop=1.0)
+    rig.on_vpc(gone(neighbor(int(first.removeprefix("port-")))), subnet(revision=2))
+    rig.broker.faults = Faults()
+    checkpoint(rig.broker, rig.vpc)
+    rig.perform(rig.core.position_gone(STREAM, rig.now))
+    rig.run()
+    while rig.waiting:
+        rig.finish()
+    assert rig.agrees()
+    names = {f"neighbor/{id_}" for id_ in others}
+    assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1", *names}
+    assert rig.watermark() == Mark(1, 3)

@@ -52,7 +52,9 @@ def new_core(**settings: Any) -> Core:
 
 
 def accept(core: Core, intent: Intent, now: int = NOW) -> Accepted:
-    return core.accept(core.plan(intent), now)
+    accepted = core.accept(core.plan(intent), now)
+    core.logged(accepted.change)
+    return accepted
 
 
 def run(core: Core, intents: list[Intent]) -> list[Publication]:

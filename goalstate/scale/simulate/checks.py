@@ -33,7 +33,7 @@ from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.resources import STATES_FIELD, Kind, Resource
-from goalstate.gs.streams import Channel, Mark, StreamId, StreamKind, inbox_stream
+from goalstate.gs.streams import ORIGIN, Channel, Mark, StreamId, StreamKind, inbox_stream
 from goalstate.gs.topics import Topics
 from goalstate.scale import oracle
 from goalstate.scale.simulate.hosts import Agent
@@ -58,14 +58,17 @@ class Told:
         self._marks: dict[tuple[str, int], dict[str, Mark]] = {}
         #: By host and incarnation: numbers of reports that said that a stream was dropped.
         self._dropped: dict[tuple[str, int, str], list[int]] = defaultdict(list)
+        #: The same with what was told of the stream until then.
+        self._had: dict[tuple[str, int, str], list[tuple[int, Mark]]] = defaultdict(list)
         #: By publisher and host: incarnation, number of the report, and marks.
         self._believed: dict[tuple[str, str], tuple[int, int, dict[StreamId, Mark]]] = {}
 
     def told(self, report: agent_pb2.HostReport) -> None:
         marks = self._marks.setdefault((report.host, report.incarnation), {})
         for stream in report.dropped:
-            marks.pop(stream, None)
+            had = marks.pop(stream, ORIGIN)
             self._dropped[report.host, report.incarnation, stream].append(report.number)
+            self._had[report.host, report.incarnation, stream].append((report.number, had))
         for one in report.streams:
             mark = Mark(one.epoch, one.sequence)
             before = marks.get(one.stream)
@@ -101,6 +104,12 @@ class Told:
         """Did an agent drop a stream since it sent the report of that number?"""
         drops = self._dropped[agent.host, agent.incarnation, str(stream)]
         return stream in agent.core.news.dropped or any(drop > number for drop in drops)
+
+    def had(self, agent: Agent, stream: StreamId, mark: Mark, number: int) -> bool:
+        """Did an agent tell that it is at a mark, and drop the stream in a report after the one of
+        that number?"""
+        told = self._had[agent.host, agent.incarnation, str(stream)]
+        return any(drop > number and had >= mark for drop, had in told)
 
     def forget_beliefs(self, publisher: str) -> None:
         """The publisher is no more."""
@@ -239,12 +248,13 @@ def check_wait(
     agents: dict[str, list[Agent]],
     streams: Streams,
     expired: list[str],
-    has_left: Callable[[Agent, StreamId], bool],
+    has_left: Callable[[Agent, StreamId, Mark], bool],
 ) -> None:
     """Law 2, for one requirement of a change that is said to have converged.
 
     `concerned`: `followers` before the wait began. `core`: the newest there is. `agents`: of each
-    host, those that lived since. `has_left`: did one drop a stream since what was heard of it? A
+    host, those that lived since. `has_left`: did one drop a stream since what was heard of it, or
+    since the wait began, when it was at the mark? A
     host that left the stream since, to come back to it, or has yet to learn that it did, had what
     was wanted before it left; one that is misled by a former publisher is so until
     the new one says more. Raises Violation.
@@ -262,7 +272,7 @@ def check_wait(
     operations = list(streams.last_operations(stream, mark))
     for host in sorted(hosts):
         if any(
-            _told_of(agent, stream) < concerned[host] or has_left(agent, stream)
+            _told_of(agent, stream) < concerned[host] or has_left(agent, stream, mark)
             for agent in agents.get(host, [])
             if stream.kind is not StreamKind.INBOX
         ):

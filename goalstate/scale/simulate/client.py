@@ -19,7 +19,7 @@ from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Intent
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.gs.streams import StreamId
+from goalstate.gs.streams import Mark, StreamId
 from goalstate.scale.simulate import checks
 from goalstate.scale.simulate.checks import Streams, Told, Violation
 from goalstate.scale.simulate.hosts import Agent
@@ -63,6 +63,8 @@ class _Request:
         #: For each requirement the hosts that it was for, and their subscriptions.
         self.concerned: list[dict[str, int]] = []
         self.since_ns = 0
+        #: By host the incarnation and number of the report that was heard last then.
+        self.heard: dict[str, tuple[int, int]] = {}
 
     @property
     def decided(self) -> bool:
@@ -162,6 +164,8 @@ class Client:
         loop, outcome = process.loop, request.outcome
         assert outcome is not None
         request.since_ns = around.timeline.now_ns
+        views = engine.convergence.hosts
+        request.heard = {host: (v.incarnation, v.number) for host, v in views.items()}
         request.concerned = [checks.followers(engine.core, r) for r in outcome.requirements]
 
         async def wait() -> None:
@@ -218,11 +222,16 @@ class Client:
             for host, all_ in around.all_agents.items()
         }
 
-        def has_left(agent: Agent, stream: StreamId) -> bool:
+        def has_left(agent: Agent, stream: StreamId, mark: Mark) -> bool:
             view = views.get(agent.host)
             if view is None or view.incarnation != agent.incarnation:
                 return False
-            return around.reports.has_left(agent, stream, view.number)
+            incarnation, number = request.heard.get(agent.host, (0, 0))
+            before = number if incarnation == agent.incarnation else 0
+            reports = around.reports
+            return reports.has_left(agent, stream, view.number) or (
+                reports.had(agent, stream, mark, before)
+            )
 
         for requirement, concerned in zip(requirements, request.concerned, strict=True):
             try:

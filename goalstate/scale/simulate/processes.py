@@ -22,8 +22,8 @@ import structlog
 
 from goalstate.bus.errors import BusError
 from goalstate.dpm import convergence as convergence_module
-from goalstate.dpm import inventory as inventory_module
 from goalstate.dpm import engine as engine_module
+from goalstate.dpm import inventory as inventory_module
 from goalstate.dpm import recovery as recovery_module
 from goalstate.dpm import standby as standby_module
 from goalstate.dpm.channels import ChannelPolicy
