@@ -367,6 +367,44 @@ def test_without_an_answer_it_is_said_that_it_may_have_been_done(
     alone(scenario)
 
 
+class _Broken:
+    """A call as gRPC has it where the connection breaks as something is written to it."""
+
+    async def write(self, request: bytes) -> None:
+        raise asyncio.InvalidStateError
+
+    def cancel(self) -> None:
+        pass
+
+    async def code(self) -> grpc.StatusCode:
+        return CODES.INTERNAL
+
+    async def details(self) -> str:
+        return "Internal error from Core"
+
+    async def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    def __aiter__(self) -> _Broken:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+
+def test_a_connection_that_breaks_as_it_is_written_to_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forwarding_module._Peer, "call", lambda *args, **more: _Broken())
+
+    async def scenario(rig: Rig) -> None:
+        error = await error_of(rig.begin())
+        assert error.code() is CODES.UNAVAILABLE
+        assert "may have been done" in str(error.details())
+
+    alone(scenario)
+
+
 def test_of_a_stream_that_breaks_one_intent_is_in_doubt() -> None:
     async def scenario(rig: Rig) -> None:
         rig.other.answers.set()
