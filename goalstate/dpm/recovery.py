@@ -186,15 +186,18 @@ async def not_on_topics(
     """
     publications = list(publications)
     marks: dict[StreamId, list[Mark]] = {}
+    before: dict[StreamId, Mark] = {}
     for publication in publications:
-        marks.setdefault(publication.envelope.stream, []).append(publication.envelope.mark)
+        envelope = publication.envelope
+        marks.setdefault(envelope.stream, []).append(envelope.mark)
+        before.setdefault(envelope.stream, _before(envelope))
     first: dict[StreamId, Mark | None] = {}
     free = asyncio.Semaphore(_HEADS_AT_ONCE)
 
     async def look(stream: StreamId) -> None:
         async with free:
             topic = topics.of_stream(stream)
-            first[stream] = await _first_missing(bus, topic, stream, marks[stream])
+            first[stream] = await _first_missing(bus, topic, stream, before[stream], marks[stream])
 
     await asyncio.gather(*map(look, marks))
     return [
@@ -206,22 +209,34 @@ async def not_on_topics(
 
 
 async def _first_missing(
-    bus: Bus, topic: str, stream: StreamId, marks: Sequence[Mark]
+    bus: Bus, topic: str, stream: StreamId, before: Mark, marks: Sequence[Mark]
 ) -> Mark | None:
-    """The first of these ascending marks that is not on the topic; None if all are."""
+    """The first of these ascending marks that is not on the topic; None if all are.
+
+    `before` is the mark before them, which is there, or was.
+    """
     newest = await head_of(bus, topic, stream)
     head = newest.envelope.mark if newest is not None else ORIGIN
     if head < marks[0]:
         return marks[0]
     if head == marks[0]:
         return marks[1] if len(marks) > 1 else None
-    # One that comes before what it follows is of no use to a reader: it counts in its order only.
+    # One that comes before what it follows is of no use to a reader: it counts in its order only,
+    # and after what is before them all, wherever that is for the last time.
     found = 0
     async for message in bus.read_to_end(topic, EARLIEST):
         envelope = _envelope(message.properties, stream)
         if envelope is not None and envelope.kind is MessageKind.DELTA:
-            found += found < len(marks) and envelope.mark == marks[found]
+            if envelope.mark == before:
+                found = 0
+            elif found < len(marks) and envelope.mark == marks[found]:
+                found += 1
     return marks[found] if found < len(marks) else None
+
+
+def _before(envelope: Envelope) -> Mark:
+    epoch, sequence = envelope.mark
+    return Mark(epoch, sequence - 1) if sequence > 1 else envelope.after or ORIGIN
 
 
 class Head(NamedTuple):

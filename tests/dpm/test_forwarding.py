@@ -264,7 +264,8 @@ def test_the_other_one_gets_metadata_and_deadline_and_a_mark_of_who_passed_it_on
         assert rig.other.metadata["tenant-bin"] == b"\xff"
         assert rig.other.metadata[FORWARDED_BY] == rig.engine.address
         assert rig.other.remaining is not None
-        assert 0 < rig.other.remaining <= BOUND
+        # Not by one clock: gRPC's own is coarser, and is set right now and then.
+        assert 0 < rig.other.remaining <= BOUND + 1
         assert rig.counted("OK") == 1
 
         await rig.stub.Apply(api.ApplyRequest())
