@@ -136,8 +136,8 @@ def test_the_size_of_a_stream_follows_what_comes_and_goes() -> None:
     assert 0 < state.size < whole
     accepted(core, [Intent(deletes=(Deletion(ObjectKind.VPC, "v1", True),))])
     assert state.size == 0
-    core.inventory.checkpointed(V1, 7)
-    assert (state.size, state.written) == (7, 0)
+    core.inventory.checkpointed(V1, 7, state.written - 3)
+    assert (state.size, state.written) == (7, 3)
 
 
 # --- reading a checkpoint ---
@@ -508,6 +508,30 @@ def test_nothing_of_it_is_read_before_all_in_it_is_durable() -> None:
             await asyncio.gather(applying, writing)
             await out(engine)
             assert_leads_to_the_state(region, engine, V1)
+
+    run(test)
+
+
+def test_what_comes_while_one_is_written_counts_for_the_next() -> None:
+    async def test(region: Region) -> None:
+        async with serving(region, checkpoints=NEVER) as engine:
+            await apply(engine, *build())
+            await out(engine)
+            assert engine._checkpoints is not None
+            region.cut(Wire.HELD, region.topics.checkpoints_of(V1))
+            writing = asyncio.ensure_future(engine._checkpoints.write(V1))
+            await until(lambda: region.held, "its first message is on its way")
+            state = engine.core.streams[V1]
+            before = state.written
+            await apply(engine, *moves()[len(build()) :])
+            later = state.written - before
+            assert 0 < later != state.written
+            region.mend()
+            region.release()
+            await writing
+            assert state.written == later
+        async with serving(region, checkpoints=NEVER) as engine:
+            assert engine.core.streams[V1].written == later, "the log says the same"
 
     run(test)
 
