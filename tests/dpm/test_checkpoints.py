@@ -257,7 +257,7 @@ def counted(engine: Engine, result: str) -> float:
 async def at_rest(engine: Engine, region: Region) -> None:
     """Until everything is on the topics, and every checkpoint that is due is told of."""
     await out(engine)
-    await until(lambda: engine._checkpoints and not engine._checkpoints._due, "none is due")
+    await until(lambda: engine.checkpoints and not engine.checkpoints._due, "none is due")
 
     def told() -> bool:
         of = {StreamId.parse(one.stream): place_of(one) for one in noted(region)}
@@ -406,7 +406,7 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             waiting, between = iter(rest), 0
             real = engine.core.inventory.rebuild
 
@@ -421,7 +421,7 @@ def test_what_is_accepted_between_two_slices_is_in_it_or_on_the_log(
 
             tasks: list[asyncio.Task[Any]] = []
             monkeypatch.setattr(engine.core.inventory, "rebuild", rebuild)
-            await engine._checkpoints.write(stream)
+            await engine.checkpoints.write(stream)
             monkeypatch.setattr(engine.core.inventory, "rebuild", real)
             assert tasks and between > step
             await asyncio.gather(*tasks)
@@ -441,7 +441,7 @@ def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPat
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             order: list[str] = []
             real, plan = engine.core.inventory.rebuild, engine.core.plan
 
@@ -458,7 +458,7 @@ def test_an_intent_waits_for_one_slice_at_the_most(monkeypatch: pytest.MonkeyPat
             tasks: list[asyncio.Task[Any]] = []
             monkeypatch.setattr(engine.core.inventory, "rebuild", rebuild)
             monkeypatch.setattr(engine.core, "plan", planned)
-            await engine._checkpoints.write(V1)
+            await engine.checkpoints.write(V1)
             await asyncio.gather(*tasks)
             assert order.index("intent") <= 2 < len(order) - 2
 
@@ -476,9 +476,9 @@ def test_a_stream_of_many_resources_has_chunks_of_the_usual_size(
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             for stream in (V1, R0):
-                await engine._checkpoints.write(stream)
+                await engine.checkpoints.write(stream)
                 await out(engine)
                 assert_leads_to_the_state(region, engine, stream)
                 *chunks, _ = region.messages(region.topics.checkpoints_of(stream))
@@ -494,10 +494,10 @@ def test_nothing_of_it_is_read_before_all_in_it_is_durable() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             region.cut(Wire.HELD, region.topics.intent_log)
             applying = begin(engine, moves()[len(build())])
-            writing = asyncio.ensure_future(engine._checkpoints.write(V1))
+            writing = asyncio.ensure_future(engine.checkpoints.write(V1))
             topic = region.topics.checkpoints_of(V1)
             await until(lambda: region.opened[topic] == 1, "it is being written")
             for _ in range(20):
@@ -517,9 +517,9 @@ def test_what_comes_while_one_is_written_counts_for_the_next() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             region.cut(Wire.HELD, region.topics.checkpoints_of(V1))
-            writing = asyncio.ensure_future(engine._checkpoints.write(V1))
+            writing = asyncio.ensure_future(engine.checkpoints.write(V1))
             await until(lambda: region.held, "its first message is on its way")
             state = engine.core.streams[V1]
             before = state.written
@@ -544,10 +544,10 @@ def test_every_later_message_says_where_it_is_and_one_says_so_at_once() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             before = region.stream(V1)
             assert all(envelope.checkpoint is None for envelope, _ in before)
-            await engine._checkpoints.write(V1)
+            await engine.checkpoints.write(V1)
             await until(lambda: len(region.stream(V1)) > len(before), "it is told of")
             [note] = noted(region)
             place = place_of(note)
@@ -578,11 +578,11 @@ def test_the_message_that_tells_of_it_follows_what_is_on_its_way() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             region.cut(Wire.HELD, region.topics.of_stream(V1))
             await apply(engine, *moves()[len(build()) :])
             confirmed = region.stream(V1)[-1][0].mark
-            await engine._checkpoints.write(V1)
+            await engine.checkpoints.write(V1)
             region.release()
             region.mend()
             await out(engine)
@@ -600,8 +600,8 @@ def test_a_restarted_publisher_goes_on_saying_so() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
-            await engine._checkpoints.write(V1)
+            assert engine.checkpoints is not None
+            await engine.checkpoints.write(V1)
             place = place_of(noted(region)[0])
         async with serving(region, checkpoints=NEVER) as engine:
             state = engine.core.streams[V1]
@@ -621,9 +621,9 @@ def test_a_publisher_that_sent_nothing_yet_begins_with_what_is_on_the_log() -> N
             await apply(engine, *build())
             await out(engine)
         async with serving(region, checkpoints=NEVER) as engine:
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             head = region.messages(region.topics.of_stream(V1))[-1]
-            await engine._checkpoints.write(V1)
+            await engine.checkpoints.write(V1)
             await until(lambda: newest(region, V1) is not None, "it is told of")
             assert assert_leads_to_the_state(region, engine, V1).mark.epoch == 1
             assert noted(region)[0].log_position == head.position
@@ -636,8 +636,8 @@ def test_a_log_may_be_trimmed_up_to_its_mark() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
-            await engine._checkpoints.write(V1)
+            assert engine.checkpoints is not None
+            await engine.checkpoints.write(V1)
             await apply(engine, *moves()[len(build()) :])
             await out(engine)
             place = newest(region, V1)
@@ -658,9 +658,9 @@ def test_a_message_that_tells_of_one_is_no_loss_for_the_next_publisher() -> None
         await engine.start()
         await apply(engine, *build())
         await out(engine)
-        assert engine._checkpoints is not None
+        assert engine.checkpoints is not None
         for stream in (V1, R0):
-            await engine._checkpoints.write(stream)
+            await engine.checkpoints.write(stream)
             await until(partial(newest, region, stream), "it is told of")
         region.cut(Wire.DEAD, *(region.topics.of_stream(s) for s in engine.core.streams))
         await apply(engine, *moves()[len(build()) :])
@@ -730,14 +730,14 @@ def test_a_crash_between_chunks_leaves_the_old_one_in_force(
         await engine.start()
         await apply(engine, *build())
         await out(engine)
-        assert engine._checkpoints is not None
-        await engine._checkpoints.write(V1)
+        assert engine.checkpoints is not None
+        await engine.checkpoints.write(V1)
         await apply(engine, *some())
         await out(engine)
         place = newest(region, V1)
         had = len(region.messages(topic))
         region.cut(Wire.DEAD, topic, after=good)
-        writing = asyncio.ensure_future(engine._checkpoints.write(V1))
+        writing = asyncio.ensure_future(engine.checkpoints.write(V1))
         await until(lambda: len(region.messages(topic)) == had + good, "so much is written")
         await until(lambda: region.first_good[topic] == 0, "the next is on its way")
         await crash(engine, region)
@@ -750,8 +750,8 @@ def test_a_crash_between_chunks_leaves_the_old_one_in_force(
             assert newest(region, V1) == place
             assert_leads_to_the_state(region, engine, V1)
             # The next one begins behind what was left of that.
-            assert engine._checkpoints is not None
-            await engine._checkpoints.write(V1)
+            assert engine.checkpoints is not None
+            await engine.checkpoints.write(V1)
             await until(lambda: newest(region, V1) != place, "it is told of")
             assert_leads_to_the_state(region, engine, V1)
 
@@ -769,7 +769,7 @@ def test_what_the_bus_fails_is_tried_again(wire: Wire, good: int) -> None:
             await until(lambda: counted(engine, "failed") >= 3, "it fails again and again")
             assert all(note.stream != "vpc/v1" for note in noted(region))
             assert newest(region, V1) is None
-            assert V1 in engine._checkpoints._due  # type: ignore[union-attr]
+            assert V1 in engine.checkpoints._due  # type: ignore[union-attr]
             await until(lambda: newest(region, V2) is not None, "other streams have theirs")
             region.mend()
             await at_rest(engine, region)
@@ -784,10 +784,10 @@ def test_one_that_cannot_be_noted_is_not_used() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            assert engine._checkpoints is not None
+            assert engine.checkpoints is not None
             region.cut(Wire.FAILS, region.topics.intent_log)
             with pytest.raises(Exception, match="the wire is cut"):
-                await engine._checkpoints.write(V1)
+                await engine.checkpoints.write(V1)
             region.mend()
             assert newest(region, V1) is None
             assert engine.core.streams[V1].written > 0
@@ -800,7 +800,7 @@ def test_a_stream_that_cannot_have_one_does_not_hold_up_the_others() -> None:
         async with serving(region, checkpoints=NEVER) as engine:
             await apply(engine, *build())
             await out(engine)
-            checkpoints = engine._checkpoints
+            checkpoints = engine.checkpoints
             assert checkpoints is not None
             key = next(engine.core.on_stream(V1))
             record = engine.core.memory.records[key]
