@@ -9,6 +9,7 @@ Laws (the envelope's text says what a checkpoint is):
     and its last message is confirmed. Until then the one before is in force: to fail or to stop on
     the way costs time and nothing else.
 4.  A stream's log grows by what its state makes up times a factor, then there is a new checkpoint.
+    What comes while one is written is read after it, and so counts for the next.
     With a maximal age there is always one that is not much older, also of a stream that is quiet
     or whose VPC is gone, so that topics can have a retention.
 5.  A stream that was on another channel left a gap in its log. No checkpoint of before that counts,
@@ -53,8 +54,8 @@ _NS = 1_000_000_000
 
 
 class CheckpointPolicy(NamedTuple):
-    """When one is due: once what was put on the stream since the last is more than both of these,
-    or that is older than `max_age_s`."""
+    """When one is due: once what was put on the stream since the last was begun is more than both
+    of these, or that is older than `max_age_s`."""
 
     #: Bytes of payload.
     min_bytes: int = 1024 * 1024
@@ -210,7 +211,7 @@ class Checkpoints:
         if state.channel is not Channel.PULSAR:
             self._stale.discard(stream)
             return
-        begun = self._clock_ns()
+        begun, covers = self._clock_ns(), state.written
         head = await self._head(stream)
         topic = self._core.topics.checkpoints_of(stream)
         producer = await self._transport.open_producer(topic)
@@ -236,13 +237,14 @@ class Checkpoints:
             log_position=place.log,
             bytes=built.size,
             begun_unix_ns=begun,
+            covers=covers,
         )
         await self._log.append(log_pb2.Record(checkpointed=checkpointed))
         if not state.continues(mark):
             log.info("a checkpoint came too late", stream=str(stream), mark=str(mark))
             return
         self._stale.discard(stream)
-        self._core.inventory.checkpointed(stream, built.size)
+        self._core.inventory.checkpointed(stream, built.size, covers)
         self._metrics.checkpoints.labels(result="written").inc()
         self._metrics.checkpoint_bytes.inc(built.size)
         log.info("checkpoint written", stream=str(stream), mark=str(mark), bytes=built.size)

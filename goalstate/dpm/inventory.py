@@ -90,7 +90,7 @@ class StreamState:
         self.resources = 0
         #: Bytes of payload that the resources make, about: their updates are taken to be as large.
         self.size = 0
-        #: Bytes of payload put on its log since its newest checkpoint.
+        #: Bytes of payload put on its log since its newest checkpoint was begun.
         self.written = 0
         self._followers: set[str] = set()
         self._frozen: frozenset[str] | None = None
@@ -354,12 +354,15 @@ class Inventory:
             raise RuntimeError(f"{key.kind.name.lower()}/{key.id} is not what is on {stream}")
         return found
 
-    def checkpointed(self, stream: StreamId, size: int) -> None:
-        """There is a new checkpoint of a stream, of `size` bytes of payload."""
+    def checkpointed(self, stream: StreamId, size: int, covers: int) -> None:
+        """There is a new checkpoint of a stream, of `size` bytes of payload.
+
+        `covers`: what `written` was when that was begun. What came since has to be read after it.
+        """
         state = self.streams.get(stream)
         if state is not None:
             state.size = size
-            state.written = 0
+            state.written = max(0, state.written - covers)
 
     # --- taking over from another one, see `snapshot_codec` ---
 

@@ -165,7 +165,7 @@ class Replay:
         if state is not None and not state.continues(Mark(checkpoint.epoch, checkpoint.sequence)):
             return  # meanwhile the stream was on another channel
         self.checkpoints[stream] = checkpoint
-        self.core.inventory.checkpointed(stream, checkpoint.bytes)
+        self.core.inventory.checkpointed(stream, checkpoint.bytes, checkpoint.covers)
 
     def _published(self, change: int) -> None:
         if change > self.core.change:

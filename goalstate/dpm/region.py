@@ -28,10 +28,11 @@ from typing import Any, NoReturn, TypeVar, cast
 import grpc
 import structlog
 
-from goalstate.dpm.engine import THREAD_ABOVE_BYTES, Engine
+from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import Overloaded
 from goalstate.dpm.exceptions import LISTED
 from goalstate.dpm.forwarding import OPTIONS, SHARD, asked_shard, passed
+from goalstate.dpm.intake import THREAD_ABOVE_BYTES
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.recovery import never_on_a_stream, republished
 from goalstate.dpm.regional import merged_progress, merged_status

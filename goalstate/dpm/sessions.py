@@ -130,7 +130,8 @@ class Sessions:
         self._sent = sent
         self._queue_bytes = queue_bytes
         self._followers: dict[StreamId, dict[tuple[Session, int], None]] = {}
-        self.open: set[Session] = set()
+        #: In the order in which they were opened: in that they are ended.
+        self.open: dict[Session, None] = {}
         #: Follows that came to their end because their session was too slow.
         self.resyncs = 0
         self.ended = False
@@ -171,12 +172,12 @@ class Sessions:
         session = Session(self._queue_bytes)
         if self.ended:
             session.end()
-        self.open.add(session)
+        self.open[session] = None
         return session
 
     def end(self, session: Session) -> None:
         session.end()
-        self.open.discard(session)
+        self.open.pop(session, None)
         for id_ in list(session.follows):
             self.unfollow(session, id_)
 

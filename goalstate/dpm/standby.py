@@ -31,6 +31,7 @@ from goalstate.bus.errors import BusError
 from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.errors import LogHeld
 from goalstate.dpm.intent_log import IntentLog
+from goalstate.dpm.leadership import Leadership
 from goalstate.dpm.recovery import Replay
 from goalstate.dpm.snapshot import recover
 from goalstate.dpm.spread import Spread, patience_s
@@ -67,8 +68,8 @@ class Standby:
         else this process holds."""
         self._bus = bus
         self._topics = topics
-        self._writer = writer
-        self._address = address
+        #: What we say of ourselves.
+        self.alive = log_pb2.Alive(writer=writer, address=address)
         self._own_stream = security_groups_own_stream
         self._channels = channels
         self._failover_after_s = failover_after_s
@@ -81,7 +82,7 @@ class Standby:
         self.replay = Replay(topics, security_groups_own_stream=security_groups_own_stream)
         self.snapshot: log_pb2.SnapshotEnd | None = None
         #: When our incarnation was sent, by the monotonic clock.
-        self.proven_at = 0.0
+        self._proven_at = 0.0
 
     async def read(self) -> None:
         """Read all that there is. To be called first. Raises LogUnreadable, BusError."""
@@ -104,21 +105,21 @@ class Standby:
             while True:
                 incarnation = log_pb2.Incarnation(
                     epoch=self.replay.core.epoch + 1,
-                    writer=self._writer,
+                    writer=self.alive.writer,
                     unix_ns=self._clock_ns(),
                     security_groups_own_stream=self._own_stream,
-                    address=self._address,
+                    address=self.alive.address,
                     session_ports=self._channels.ports,
                     session_members=self._channels.members,
                     shards=self._topics.shards if self._topics.shards > 1 else 0,
                 )
-                self.proven_at = time.monotonic()
+                self._proven_at = time.monotonic()
                 await self.intent_log.append(log_pb2.Record(incarnation=incarnation))
                 if await self._read_on() == incarnation:
                     return incarnation
                 # One that was thrown out got its own in first, under the same number.
         except BaseException:
-            await self._leave()
+            await self.leave()
             raise
 
     async def take_when_free(self, *, yields: bool = False) -> log_pb2.Incarnation:
@@ -173,10 +174,10 @@ class Standby:
     async def _open(self, take_over: bool) -> None:
         """Open the log for writing, when it is our turn among those that may. Raises LogHeld."""
         if not take_over and self._spread.held:
-            await self.intent_log.open(self._writer)
+            await self.intent_log.open(self.alive.writer)
             await self.intent_log.close()  # free; perhaps somebody takes it who holds less
         async with self._spread.turn(0.0 if take_over else None):
-            await self.intent_log.open(self._writer, take_over=take_over)
+            await self.intent_log.open(self.alive.writer, take_over=take_over)
             self._spread.held.add(self._topics.shard)
 
     @property
@@ -184,7 +185,17 @@ class Standby:
         """Seconds of silence after which the log is taken over."""
         return self._failover_after_s + patience_s(len(self._spread.held))
 
-    async def _leave(self) -> None:
+    def leadership(self) -> Leadership:
+        """Of the log that was taken."""
+        return Leadership(
+            self.intent_log,
+            self.alive,
+            proven_at=self._proven_at,
+            valid_s=self._failover_after_s,
+        )
+
+    async def leave(self) -> None:
+        """Give up the log, if it is held through us."""
         self._spread.held.discard(self._topics.shard)
         try:
             await self.intent_log.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from goalstate.dpm import checkpoints, engine, publisher, standby
+from goalstate.dpm import checkpoints, engine, publisher, standby, succession
 
 AT_ONCE = (0.001, 0.002)
 
@@ -15,7 +15,7 @@ AT_ONCE = (0.001, 0.002)
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(publisher, "BACKOFF_S", AT_ONCE)
-    monkeypatch.setattr(engine, "BACKOFF_S", AT_ONCE)
+    monkeypatch.setattr(succession, "BACKOFF_S", AT_ONCE)
     monkeypatch.setattr(checkpoints, "BACKOFF_S", AT_ONCE)
     monkeypatch.setattr(checkpoints, "LOOK_S", AT_ONCE[0])
     monkeypatch.setattr(engine, "PUBLISHED_NOTE_S", AT_ONCE[0])

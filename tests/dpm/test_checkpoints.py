@@ -139,8 +139,8 @@ def test_the_size_of_a_stream_follows_what_comes_and_goes() -> None:
     assert 0 < state.size < whole
     accepted(core, [Intent(deletes=(Deletion(ObjectKind.VPC, "v1", True),))])
     assert state.size == 0
-    core.inventory.checkpointed(V1, 7)
-    assert (state.size, state.written) == (7, 0)
+    core.inventory.checkpointed(V1, 7, state.written - 3)
+    assert (state.size, state.written) == (7, 3)
 
 
 # --- reading a checkpoint ---
@@ -234,8 +234,8 @@ async def built(region: Region) -> AsyncIterator[Engine]:
 
 async def write(engine: Engine, stream: StreamId) -> None:
     """Write one, now."""
-    assert engine._checkpoints is not None
-    await engine._checkpoints.write(stream)
+    assert engine.checkpoints is not None
+    await engine.checkpoints.write(stream)
 
 
 def newest(region: Region, stream: StreamId) -> CheckpointPlace | None:
@@ -275,7 +275,7 @@ def counted(engine: Engine, result: str) -> float:
 async def at_rest(engine: Engine, region: Region) -> None:
     """Until everything is on the topics, and every checkpoint that is due is told of."""
     await out(engine)
-    await until(lambda: engine._checkpoints and not engine._checkpoints._due, "none is due")
+    await until(lambda: engine.checkpoints and not engine.checkpoints._due, "none is due")
 
     def told() -> bool:
         of = {StreamId.parse(one.stream): place_of(one) for one in noted(region)}
@@ -520,6 +520,28 @@ def test_nothing_of_it_is_read_before_all_in_it_is_durable() -> None:
 # --- telling of it ---
 
 
+def test_what_comes_while_one_is_written_counts_for_the_next() -> None:
+    async def test(region: Region) -> None:
+        async with built(region) as engine:
+            region.cut(Wire.HELD, region.topics.checkpoints_of(V1))
+            writing = asyncio.ensure_future(write(engine, V1))
+            await until(lambda: region.held, "its first message is on its way")
+            state = engine.core.streams[V1]
+            before = state.written
+            await apply(engine, *MOVES)
+            later = state.written - before
+            assert 0 < later != state.written
+            region.mend()
+            region.release()
+            await writing
+            assert state.written == later
+            await out(engine)
+        async with serving(region, checkpoints=NEVER) as engine:
+            assert engine.core.streams[V1].written == later, "the log says the same"
+
+    run(test)
+
+
 def test_every_later_message_says_where_it_is_and_one_says_so_at_once() -> None:
     async def test(region: Region) -> None:
         async with built(region) as engine:
@@ -729,7 +751,7 @@ def test_what_the_bus_fails_is_tried_again(wire: Wire, good: int) -> None:
             await until(lambda: counted(engine, "failed") >= 3, "it fails again and again")
             assert all(note.stream != "vpc/v1" for note in noted(region))
             assert newest(region, V1) is None
-            assert V1 in engine._checkpoints._due  # type: ignore[union-attr]
+            assert V1 in engine.checkpoints._due  # type: ignore[union-attr]
             await until(lambda: newest(region, V2) is not None, "other streams have theirs")
             region.mend()
             await at_rest(engine, region)
@@ -755,7 +777,7 @@ def test_one_that_cannot_be_noted_is_not_used() -> None:
 def test_a_stream_that_cannot_have_one_does_not_hold_up_the_others() -> None:
     async def test(region: Region) -> None:
         async with built(region) as engine:
-            checkpoints = engine._checkpoints
+            checkpoints = engine.checkpoints
             assert checkpoints is not None
             key = next(engine.core.on_stream(V1))
             record = engine.core.memory.records[key]

@@ -14,10 +14,13 @@ import pytest
 
 from goalstate.bus.errors import BrokerUnreachable
 from goalstate.dpm import engine as engine_module
+from goalstate.dpm import intake as intake_module
+from goalstate.dpm import succession as succession_module
 from goalstate.dpm.convergence import Progress, Why
 from goalstate.dpm.core import Core
 from goalstate.dpm.engine import Engine, Outcome
 from goalstate.dpm.errors import LogUnreadable, NotServing, UnknownChange
+from goalstate.dpm.incarnation import Incarnation
 from goalstate.dpm.inventory import Publication
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import intent_codec
@@ -95,7 +98,7 @@ async def crash(engine: Engine, region: Region) -> None:
     """What the broker sees when the process is killed: nothing more, and connections that end."""
     region.cut(Wire.DEAD)
     await engine._bus.close()
-    for task in (*engine._tasks, *engine._applying):
+    for task in (*engine._succession.tasks, *engine._applying):
         task.cancel()
     region.mend()
 
@@ -120,10 +123,16 @@ def concerned(engine: Engine, outcome: Outcome) -> set[str]:
     return set().union(*hosts)
 
 
+def serving_now(engine: Engine) -> Incarnation:
+    """The one that serves, or served last."""
+    assert engine._incarnation is not None
+    return engine._incarnation
+
+
 async def out(engine: Engine) -> None:
     """Until all that was accepted is on the topics, and the log says so."""
     await until(lambda: engine.backlog == 0, "all is published")
-    await until(lambda: engine._noted == engine.core.change, "the log says so")
+    await until(lambda: serving_now(engine).noted == engine.core.change, "the log says so")
 
 
 def state(engine: Engine) -> dict[str, Any]:
@@ -371,7 +380,7 @@ def test_a_large_intent_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) ->
 
     async def test(region: Region) -> None:
         async with serving(region) as engine:
-            monkeypatch.setattr(engine_module, "THREAD_ABOVE_BYTES", LARGE)
+            monkeypatch.setattr(intake_module, "THREAD_ABOVE_BYTES", LARGE)
             monkeypatch.setattr(Core, "plan", slow)
             large = begin(engine, MANY_HOSTS)
             await until(lambda: threads, "it is worked on")
@@ -400,7 +409,7 @@ def test_a_caller_that_goes_away_does_not_leave_half_an_intent(
 
     async def test(region: Region) -> None:
         async with serving(region) as engine:
-            monkeypatch.setattr(engine_module, "THREAD_ABOVE_BYTES", LARGE)
+            monkeypatch.setattr(intake_module, "THREAD_ABOVE_BYTES", LARGE)
             monkeypatch.setattr(Core, "plan", slow)
             caller = begin(engine, MANY_HOSTS)
             await until(lambda: planned, "it is worked on")
@@ -698,7 +707,7 @@ def test_a_log_that_fails_while_a_large_intent_is_worked_on_takes_that_with_it(
             await apply(engine, network(1))
             if repeated:
                 await apply(engine, MANY_HOSTS)
-            monkeypatch.setattr(engine_module, "THREAD_ABOVE_BYTES", LARGE)
+            monkeypatch.setattr(intake_module, "THREAD_ABOVE_BYTES", LARGE)
             monkeypatch.setattr(Core, "plan", slow)
             region.cut(Wire.HELD, region.topics.intent_log)
             small = begin(engine, network(2))
@@ -751,7 +760,7 @@ def test_a_defect_within_an_intent_does_not_stay_in_memory(
 def test_a_stop_while_the_log_is_away_ends_and_loses_nothing_that_was_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_module, "STOP_S", 0.05)
+    monkeypatch.setattr(succession_module, "STOP_S", 0.05)
 
     async def test(region: Region) -> None:
         engine = new_engine(region)
@@ -802,7 +811,7 @@ def test_a_log_that_fails_at_the_stop_is_not_recovered_from() -> None:
         region.broker.start()
         with pytest.raises(NotServing):
             await waiting
-        assert not engine._tasks, "it recovers"
+        assert not engine._succession.tasks, "it recovers"
         await stopping
         assert not engine.serving
         assert engine.core.epoch == 1
@@ -1043,7 +1052,7 @@ def test_a_quorum_is_enough() -> None:
         async with serving(region) as engine:
             await apply(engine, *build())
             waiting = asyncio.ensure_future(wait(engine, quorum=0.5))
-            await until(lambda: engine._moved, "it waits")
+            await until(lambda: engine._waits.waiting, "it waits")
             send_all(region, engine, "h0", "h1", "h2")
             progress = await waiting
             assert (progress.converged, progress.needed, progress.applied) == (True, 3, 3)
@@ -1068,7 +1077,7 @@ def test_every_step_is_told_to_whoever_watches() -> None:
                 send_all(region, engine, name)
             assert (await watching).converged
             assert steps == [0, 1, 2, 3, 4, 5]
-            assert not engine._moved
+            assert not engine._waits.waiting
 
     run(test)
 
@@ -1082,7 +1091,7 @@ def test_a_host_whose_lease_runs_out_meanwhile_is_left_out() -> None:
             send_all(region, engine, *EVERYBODY[1:])
             await until(lambda: len(engine.convergence.hosts) == 5, "the reports are taken")
             waiting = asyncio.ensure_future(wait(engine))
-            await until(lambda: engine._moved, "it waits")
+            await until(lambda: engine._waits.waiting, "it waits")
             clock.now += 6 * SECOND
             progress = await waiting
             assert (progress.converged, progress.hosts, progress.expired) == (True, 4, ["h0"])
@@ -1115,7 +1124,7 @@ def test_an_unknown_change_cannot_be_waited_for() -> None:
             for number in (0, 5):
                 with pytest.raises(UnknownChange, match=f"change {number} is not known"):
                     await wait(engine, change=number)
-            assert not engine._moved
+            assert not engine._waits.waiting
 
     run(test)
 
@@ -1164,7 +1173,7 @@ def test_no_wait_ends_early_while_the_publisher_recovers() -> None:
                 asyncio.ensure_future(wait(engine, vpc="v2")),
                 asyncio.ensure_future(wait(engine)),
             ]
-            await until(lambda: len(engine._moved) == 3, "they wait")
+            await until(lambda: len(engine._waits.waiting) == 3, "they wait")
             region.cut(Wire.FAILS, region.topics.intent_log)
             with pytest.raises(NotServing):
                 await apply(engine, Intent(ports=(port(1, 9, "h0"),)))
@@ -1201,9 +1210,9 @@ def test_a_wait_for_what_is_lost_with_the_log_ends_with_what_there_is() -> None:
             await until(lambda: engine.core.change > known, "it is on its way into the log")
             region.mend()  # what is written later gets there
             waiting = asyncio.ensure_future(wait(engine, vpc="v1"))
-            await until(lambda: engine._moved, "it waits for what is accepted")
+            await until(lambda: engine._waits.waiting, "it waits for what is accepted")
             region.broker.stop()
-            engine._fail_appended(BrokerUnreachable("it is gone"))
+            serving_now(engine).intake.fail(BrokerUnreachable("it is gone"))
             with pytest.raises(NotServing):
                 await lost
             region.mend()

@@ -360,6 +360,5 @@ def test_the_core_knows_digests_at_heads() -> None:
     assert core.inventory.digest_at("h0", stream, Mark(1, head.mark.sequence - 1)) is None
     assert core.inventory.digest_at("h0", vpc_stream("none"), ORIGIN) is None
     inbox = inbox_stream("r0")
-    assert core.inventory.digest_at(
-        "h0", inbox, core.streams[inbox].mark
-    ) == core.inventory.host_digest("h0")
+    of_host = core.inventory.host_digest("h0")
+    assert core.inventory.digest_at("h0", inbox, core.streams[inbox].mark) == of_host

@@ -181,6 +181,21 @@ def test_what_was_let_go_of_is_not_sent_any_more() -> None:
     assert session not in hub.sessions.open
 
 
+def test_sessions_are_ended_in_the_order_in_which_they_were_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = Hub()
+    opened = [hub.sessions.begin() for _ in range(50)]
+    ended: list[Session] = []
+
+    def end(session: Session) -> None:
+        ended.append(session)
+
+    monkeypatch.setattr(Session, "end", end)
+    at_once(hub.sessions.close())
+    assert ended == opened
+
+
 def test_rings_are_bounded_all_together() -> None:
     rings = Rings({}, of_stream=1000, of_all=3000)
     streams = [vpc_stream(f"v{n}") for n in range(10)]

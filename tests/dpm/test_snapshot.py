@@ -641,7 +641,7 @@ def test_one_is_due_when_the_log_after_the_last_outweighs_it() -> None:
 
 def snapshot_of(engine: Engine) -> int:
     """The newest change in a snapshot that the engine knows of."""
-    return engine._snapshot.change if engine._snapshot is not None else 0
+    return engine._snapshots.newest.change if engine._snapshots.newest is not None else 0
 
 
 def test_a_publisher_writes_snapshots_and_starts_from_them() -> None:
@@ -651,11 +651,11 @@ def test_a_publisher_writes_snapshots_and_starts_from_them() -> None:
             await until(lambda: snapshot_of(engine) == len(ALL), "all is in a snapshot")
             await out(engine)
             before, on_topics = state(engine), region.streams()
-            end = engine._snapshot
+            end = engine._snapshots.newest
         assert end is not None
         forget_log(region, end)
         async with serving(region) as engine:
-            assert engine._snapshot == end
+            assert engine._snapshots.newest == end
             assert state(engine) == before
             assert region.streams() == on_topics
             await apply(engine, Intent(ports=(port(1, 30, "h3"),)))
@@ -691,7 +691,7 @@ def test_a_snapshot_that_cannot_be_written_disturbs_nobody() -> None:
         async with serving(region, snapshots=EAGER) as engine:
             region.cut(Wire.FAILS, SNAPSHOTS)
             await apply(engine, *build())
-            await until(lambda: engine._snapshot_tried, "one was begun")
+            await until(lambda: engine._snapshots.tried, "one was begun")
             await out(engine)
             assert engine.serving
             checked(region, engine)

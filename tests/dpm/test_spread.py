@@ -14,7 +14,7 @@ from goalstate.dpm.errors import NotServing
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.spread import STEP_S, Spread, asks, patience_s
 from goalstate.gs.topics import Topics
-from tests.dpm.test_engine import CLOCK_ID, Clock, apply, begin, crash
+from tests.dpm.test_engine import CLOCK_ID, Clock, apply, begin, crash, serving_now
 from tests.dpm.test_path_independence import HOSTS, build
 from tests.dpm.test_standby import NEVER, SOON, paused, resumed
 from tests.dpm.wires import Region, Wire, until
@@ -197,7 +197,10 @@ def test_a_shard_is_handed_over_with_all_that_was_accepted() -> None:
             engine = one.engines[2]
             region.cut(Wire.LATE, engine.topics.intent_log)
             accepted = [begin(engine, intent) for intent in build()]
-            await until(lambda: len(engine._appended) == len(accepted), "all are on their way")
+            await until(
+                lambda: len(serving_now(engine).intake.appended) == len(accepted),
+                "all are on their way",
+            )
             handing = asyncio.ensure_future(engine.hand_over())
             await until(lambda: not engine.serving, "it takes no more")
             with pytest.raises(NotServing):

@@ -16,7 +16,16 @@ from goalstate.dpm.intent_log import IntentLog
 from goalstate.dpm.recovery import Replay
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
-from tests.dpm.test_engine import V1, apply, begin, crash, new_engine, state, wait
+from tests.dpm.test_engine import (
+    V1,
+    apply,
+    begin,
+    crash,
+    new_engine,
+    serving_now,
+    state,
+    wait,
+)
 from tests.dpm.test_path_independence import HOSTS, build, network
 from tests.dpm.wires import Region, Wire, until
 
@@ -48,12 +57,12 @@ def run(test: Callable[[Region], Coroutine[None, None, None]]) -> None:
 
 def paused(engine: Engine) -> None:
     """It says nothing more, as when its process is stopped."""
-    for task in engine._tasks:
+    for task in engine._succession.tasks:
         task.cancel()
 
 
 async def resumed(engine: Engine) -> None:
-    engine._go_on(engine._say_alive())
+    engine._succession.go_on(engine._succession._say_alive())
     await until(lambda: engine.standing_by, "the old one knows that it does not serve")
 
 
@@ -136,9 +145,11 @@ def test_who_is_heard_is_not_taken_over_from() -> None:
 def test_an_outage_of_the_broker_is_not_held_against_the_active_one() -> None:
     async def test(region: Region) -> None:
         async with engines(region, "one", "two", failover_after_s=SOON) as (one, two):
-            standby = two._standby
+            standby = two._succession._standby
             region.broker.partition(names=["two"])
-            await until(lambda: two._standby is not standby, "it notices that it is cut off")
+            await until(
+                lambda: two._succession._standby is not standby, "it notices that it is cut off"
+            )
             until_then = len(region.messages(region.topics.intent_log)) + 6
             await until(
                 lambda: len(region.messages(region.topics.intent_log)) >= until_then,
@@ -164,7 +175,9 @@ def test_an_old_active_one_that_wakes_up_corrupts_nothing() -> None:
                 await apply(one, network(7))
             with pytest.raises(NotServing):
                 await apply(one, build()[0])  # a repetition, as far as it knows
-            one._serving, one._proven_at = True, float("inf")  # even if it took itself for active
+            # Even if it took itself for active:
+            serving_now(one).leadership.proven_at = float("inf")
+            assert one.serving
             with pytest.raises(NotServing):
                 await apply(one, network(8))
             await resumed(one)
@@ -228,7 +241,7 @@ def test_what_was_acknowledged_stays_and_the_rest_is_there_wholly_or_not(wire: W
             accepted = await apply(one, *build()[:3])
             region.cut(wire, region.topics.intent_log)
             unsure: list[asyncio.Task[Outcome]] = [begin(one, i) for i in build()[3:5]]
-            await until(lambda: not one._lock.locked() and one.core.change >= 4, "it is sent")
+            await until(lambda: not one.lock.locked() and one.core.change >= 4, "it is sent")
             paused(one)
             region.mend()
             await until(lambda: two.serving, "the other serves")

@@ -23,9 +23,12 @@ import structlog
 from goalstate.bus.errors import BusError
 from goalstate.dpm import convergence as convergence_module
 from goalstate.dpm import engine as engine_module
+from goalstate.dpm import intake as intake_module
 from goalstate.dpm import inventory as inventory_module
+from goalstate.dpm import leadership as leadership_module
 from goalstate.dpm import recovery as recovery_module
 from goalstate.dpm import standby as standby_module
+from goalstate.dpm import waits as waits_module
 from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.checkpoints import CheckpointPolicy
 from goalstate.dpm.convergence import Convergence, HostView, Wait
@@ -78,10 +81,12 @@ def at_virtual_time(
     log_type = partial(IntentLog, part_bytes=log_part_bytes or PART_BYTES)
     modules: list[tuple[Any, str, Any]] = [
         (engine_module, "time", clock),
+        (leadership_module, "time", clock),
         (standby_module, "time", clock),
+        (waits_module, "time", clock),
         (standby_module, "IntentLog", log_type),
         (inventory_module, "StreamState", WatchedStream),
-        (engine_module, "remember", remembered),
+        (intake_module, "remember", remembered),
         (recovery_module, "remember", remembered),
         (convergence_module, "Wait", partial(_NumberedWait, itertools.count())),
     ]

@@ -208,6 +208,7 @@ class Checkpointed(_message.Message):
     LOG_POSITION_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     BEGUN_UNIX_NS_FIELD_NUMBER: _builtins.int
+    COVERS_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     epoch: _builtins.int
     """the mark after which the log is to be read"""
@@ -219,6 +220,10 @@ class Checkpointed(_message.Message):
     bytes: _builtins.int
     """of payload"""
     begun_unix_ns: _builtins.int
+    covers: _builtins.int
+    """Of what was put on the stream since the checkpoint before, bytes of payload that came before this
+    one was begun. What came later is read after it, and counts for the next.
+    """
     def __init__(
         self,
         *,
@@ -229,10 +234,11 @@ class Checkpointed(_message.Message):
         log_position: _builtins.bytes = ...,
         bytes: _builtins.int = ...,
         begun_unix_ns: _builtins.int = ...,
+        covers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "begun_unix_ns", b"begun_unix_ns", "bytes", b"bytes", "epoch", b"epoch", "log_position", b"log_position", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "begun_unix_ns", b"begun_unix_ns", "bytes", b"bytes", "covers", b"covers", "epoch", b"epoch", "log_position", b"log_position", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
