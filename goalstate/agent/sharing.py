@@ -4,9 +4,10 @@ Laws:
 
 1.  The data plane does one thing at a time, so programs and readings take turns, in the order in
     which they were asked for.
-2.  What is in it belongs to the share that put it there last, and only that one can delete it: to
-    another one the deletion is done without more. So no core takes away what another one wants.
-3.  A share reads back what is its own. What nobody put there, the first share has to look after.
+2.  What a share put there, and did not delete, it wants. Where one deletes what another one wants
+    too, that is there afterwards as the other one wants it: an id may have gone from one shard to
+    another, and shards come in no order, so it may be the later one that is overwritten.
+3.  A share reads back what it wants. What nobody put there, the first share has to look after.
 """
 
 from __future__ import annotations
@@ -29,15 +30,13 @@ class SharedDataPlane:
 
     def __init__(self, data_plane: Whole) -> None:
         self.data_plane = data_plane
-        #: Which share each entry belongs to.
-        self.owners: dict[tuple[Kind, str], Share] = {}
-        self._shares = 0
+        self.shares: list[Share] = []
         self._waiting: deque[Callable[[], None]] = deque()
         self._busy = False
 
     def share(self) -> Share:
-        self._shares += 1
-        return Share(self, first=self._shares == 1)
+        self.shares.append(Share(self))
+        return self.shares[-1]
 
     def in_turn(self, begin: Callable[[], None]) -> None:
         """Have something begun when it is its turn; it calls `over` at its end."""
@@ -59,9 +58,10 @@ class SharedDataPlane:
 class Share:
     """A data plane, for one of the cores."""
 
-    def __init__(self, whole: SharedDataPlane, *, first: bool) -> None:
+    def __init__(self, whole: SharedDataPlane) -> None:
         self._whole = whole
-        self._first = first
+        #: What it put there and did not delete.
+        self.wanted: dict[Kind, dict[str, Resource]] = {kind: {} for kind in Kind}
 
     def program(self, operations: Sequence[Resource], done: Done) -> None:
         self._whole.in_turn(partial(self._program, operations, done))
@@ -70,31 +70,33 @@ class Share:
         self._whole.in_turn(partial(self._read_back, kind, done))
 
     def _program(self, operations: Sequence[Resource], done: Done) -> None:
-        places = [
-            place
-            for place, (kind, id_, _, payload) in enumerate(operations)
-            if payload or self._whole.owners.get((kind, id_), self) is self
-        ]
-
         def programmed(refused: Refused) -> None:
-            said = {places[place]: refusal for place, refusal in refused.items()}
-            for place in places:
-                kind, id_, _, payload = operations[place]
-                if place in said:
+            for place, one in enumerate(operations):
+                if place in refused:
                     continue
-                if payload:
-                    self._whole.owners[kind, id_] = self
+                if one.payload:
+                    self.wanted[one.kind][one.id] = one
                 else:
-                    self._whole.owners.pop((kind, id_), None)
-            self._whole.over(partial(done, said))
+                    self.wanted[one.kind].pop(one.id, None)
+            self._whole.over(partial(done, refused))
 
-        self._whole.data_plane.program([operations[place] for place in places], programmed)
+        asked = [one if one.payload else self._as_others_want_it(one) for one in operations]
+        self._whole.data_plane.program(asked, programmed)
+
+    def _as_others_want_it(self, deletion: Resource) -> Resource:
+        kind, id_, _, _ = deletion
+        for share in self._whole.shares:
+            if share is not self and id_ in share.wanted[kind]:
+                return share.wanted[kind][id_]
+        return deletion
 
     def _read_back(self, kind: Kind, done: Callable[[Mapping[str, bytes]], None]) -> None:
         def read(table: Mapping[str, bytes]) -> None:
-            other: Share | None = self if self._first else None
-            owners = self._whole.owners
-            mine = {i: p for i, p in table.items() if owners.get((kind, i), other) is self}
+            wanted = self.wanted[kind]
+            mine = {id_: p for id_, p in table.items() if id_ in wanted}
+            if self is self._whole.shares[0]:
+                known = set().union(*(share.wanted[kind] for share in self._whole.shares))
+                mine.update((id_, p) for id_, p in table.items() if id_ not in known)
             self._whole.over(partial(done, mine))
 
         self._whole.data_plane.read_back(kind, read)

@@ -325,7 +325,11 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
             return await service.Wait(request, context)
         shards = await self._shards_of(request, context)
         calls = [self._waits.Wait(request, **self._as(shard, context)) for shard in shards]
-        replies = await self._alike(asyncio.gather(*calls), context)
+        try:
+            replies = await self._alike(asyncio.gather(*calls), context)
+        finally:
+            for call in calls:
+                call.cancel()  # where another one failed, it may have long to go
         return merged_progress(dict(zip(shards, replies, strict=True)), request.max_stragglers)
 
     async def Watch(
@@ -345,7 +349,8 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
                 newest[shard] = step
                 news.set()
 
-        following = asyncio.gather(*map(follow, shards))
+        calls = [asyncio.ensure_future(follow(shard)) for shard in shards]
+        following = asyncio.gather(*calls)
         following.add_done_callback(lambda _: news.set())
         try:
             while not following.done() or news.is_set():
@@ -357,7 +362,8 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         except grpc.aio.AioRpcError as error:
             await _fail_alike(context, error)
         finally:
-            following.cancel()
+            for call in calls:
+                call.cancel()
 
     async def _shards_of(self, request: api.WaitRequest, context: Context) -> list[int]:
         target = request.WhichOneof("target")

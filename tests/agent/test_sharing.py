@@ -83,6 +83,22 @@ def test_none_deletes_what_another_one_put_there() -> None:
     assert plane.tables[Kind.VPC].keys() == {"b"}
 
 
+def test_what_one_deletes_that_another_one_wants_is_there_as_that_one_wants_it() -> None:
+    """Shards do not agree on an order: what one is told late was put there by another before."""
+    plane = MemoryDataPlane()
+    whole = SharedDataPlane(plane)
+    one, two = whole.share(), whole.share()
+    wanted = vpc(id_="a", name="wanted")
+    program(two, wanted)
+    program(one, vpc(id_="a", revision=7))
+    assert plane.tables[Kind.VPC]["a"] != wanted.payload
+    assert program(one, gone(vpc(id_="a", revision=7))) == {}
+    assert plane.tables[Kind.VPC] == {"a": wanted.payload}
+    assert (held(one), held(two)) == (set(), {"a"})
+    program(two, gone(wanted))
+    assert not plane.tables[Kind.VPC]
+
+
 def test_what_is_refused_is_told_at_its_place_and_belongs_to_nobody() -> None:
     timers: list[Callable[[], None]] = []
     model = ProgrammingModel(refuse_ids=("bad",))
@@ -95,4 +111,8 @@ def test_what_is_refused_is_told_at_its_place_and_belongs_to_nobody() -> None:
     while timers:
         timers.pop()()
     assert answers == [{2: Refusal("injected failure: the id matches")}]
-    assert {id_ for _, id_ in whole.owners} == {"theirs", "good"}
+    two.read_back(Kind.VPC, answers.append)
+    one.read_back(Kind.VPC, answers.append)
+    while timers:
+        timers.pop()()
+    assert [set(table) for table in answers[1:]] == [{"theirs"}, {"good"}]

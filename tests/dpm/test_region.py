@@ -18,6 +18,8 @@ from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
 from goalstate.dpm import __main__ as publisher
 from goalstate.dpm import peers, spread
+from goalstate.dpm.convergence import Progress
+from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
 from goalstate.dpm.region import RegionService
 from goalstate.gs import intent_codec
@@ -220,6 +222,43 @@ def test_all_has_not_converged_while_one_shard_has_not() -> None:
             assert (await one.stub.Wait(request, timeout=BOUND)).converged
 
     play(scenario, ["one"])
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_wait_that_fails_in_one_shard_ends_in_all(
+    monkeypatch: pytest.MonkeyPatch, watch: bool
+) -> None:
+    waiting = Counter[Engine]()
+    wait = Engine.wait
+
+    async def counted(engine: Engine, **what: Any) -> Progress:
+        waiting[engine] += 1
+        try:
+            return await wait(engine, **what)
+        finally:
+            waiting[engine] -= 1
+
+    monkeypatch.setattr(Engine, "wait", counted)
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        shards = await settled(*started)
+        hosts = (Host("host-000000", "100.64.9.9", "02:00:00:00:09:09", "r"),)
+        await one.apply(Intent(hosts=hosts))
+        for number in VPCS:  # of hosts that nobody plays
+            await two.apply(network(number), Intent(ports=(port(number, 0, "host-000000"),)))
+        lost = next(s.shard for s in shards if s.active_writer == "two")
+        region.cut(Wire.DEAD, Topics(shards=SHARDS, shard=lost).intent_log)
+        call = one.stub.Watch if watch else one.stub.Wait
+        asked = call(api.WaitRequest(all=True, timeout_s=3600.0), timeout=BOUND)
+        await until(lambda: sum(waiting.values()) == SHARDS, "every shard waits")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            _ = [step async for step in asked] if watch else await asked
+        assert error.value.code() is CODES.UNAVAILABLE
+        await until(lambda: not sum(waiting.values()), "none waits any more")
+        region.mend()
+
+    play(scenario)
 
 
 def test_a_change_is_waited_for_by_its_shard_and_number() -> None:
