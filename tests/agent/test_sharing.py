@@ -105,7 +105,7 @@ def test_what_is_refused_is_told_at_its_place_and_belongs_to_nobody() -> None:
     plane = ModelledDataPlane(model, lambda seconds, call: timers.append(call))
     whole = SharedDataPlane(plane)
     one, two = whole.share(), whole.share()
-    answers: list[object] = []
+    answers: list[Any] = []
     two.program([vpc(id_="theirs")], lambda _: None)
     one.program([gone(vpc(id_="theirs")), vpc(id_="good"), vpc(id_="bad")], answers.append)
     while timers:
