@@ -93,13 +93,9 @@ class Incarnation:
             clock_ns=clock_ns,
             metrics=metrics,
         )
-        #: Is that published which was missing? Checkpoints see to it as they begin to run, in the
-        #: order of the streams.
-        self._begun = False
         # Under one number: it counts as published when the last of it is confirmed. Where a stream
         # came back by it, rings and checkpoints know: it may be on sessions again by now.
         self.publisher.publish(core.change, [one._replace(begins=False) for one in missing])
-        self._begun = True
 
     @property
     def serving(self) -> bool:
@@ -139,9 +135,7 @@ class Incarnation:
 
     def _on_sent(self, publication: Publication) -> None:
         self._metrics.sent(publication)
-        if self._begun:
-            self.checkpoints.consider(publication.envelope.stream)
+        self.checkpoints.consider(publication.envelope.stream)
 
     def _came_back(self, stream: StreamId) -> None:
-        if self._begun:
-            self.checkpoints.begin_again(stream)
+        self.checkpoints.begin_again(stream)

@@ -517,9 +517,6 @@ def test_nothing_of_it_is_read_before_all_in_it_is_durable() -> None:
     run(test)
 
 
-# --- telling of it ---
-
-
 def test_what_comes_while_one_is_written_counts_for_the_next() -> None:
     async def test(region: Region) -> None:
         async with built(region) as engine:
@@ -540,6 +537,9 @@ def test_what_comes_while_one_is_written_counts_for_the_next() -> None:
             assert engine.core.streams[V1].written == later, "the log says the same"
 
     run(test)
+
+
+# --- telling of it ---
 
 
 def test_every_later_message_says_where_it_is_and_one_says_so_at_once() -> None:
