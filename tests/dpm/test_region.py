@@ -17,10 +17,11 @@ import pytest
 from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
 from goalstate.dpm import __main__ as publisher
-from goalstate.dpm import peers, spread
+from goalstate.dpm import peers, spread, standby
+from goalstate.dpm.admission import Admission
 from goalstate.dpm.convergence import Progress
 from goalstate.dpm.engine import Engine
-from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
+from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable, Overloaded
 from goalstate.dpm.region import RegionService
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind, Vpc
@@ -334,6 +335,31 @@ def test_what_was_made_through_one_goes_through_another_at_once() -> None:
     play(scenario)
 
 
+def test_what_was_deleted_is_free_at_once_whichever_shard_had_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standby, "GATHER_S", 0.2)  # what others do is heard of late
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        await settled(*started)
+        one = started[0]
+
+        async def is_known() -> None:
+            while not (await one.status(brief=True)).objects["vpc"]:
+                await asyncio.sleep(0.001)
+
+        for number in VPCS:
+            await one.apply(Intent(vpcs=(Vpc(f"v{number}", cidr="10.0.0.0/16", tunnel_id=7),)))
+            await asyncio.wait_for(is_known(), BOUND)
+            again = Intent(vpcs=(Vpc(f"v{number + 1}", cidr="10.0.0.0/16", tunnel_id=7),))
+            if shard(number + 1) != shard(number):
+                error = await error_of(one.apply(again))
+                assert [v.reason for v in violations(error)] == ["DUPLICATE_TUNNEL_ID"]
+            await one.apply(Intent(deletes=(Deletion(ObjectKind.VPC, f"v{number}"),)))
+
+    play(scenario)
+
+
 def test_hosts_are_of_every_shard_and_stay_where_any_needs_them() -> None:
     async def scenario(region: Region, started: list[Served]) -> None:
         one, two, _ = started
@@ -470,12 +496,13 @@ def test_a_region_is_divided_once_and_for_all(shards: int) -> None:
 @pytest.mark.parametrize("registers", [True, False])
 def test_an_agent_that_was_told_another_number_of_shards_does_not_start(registers: bool) -> None:
     async def scenario(region: Region, started: list[Served]) -> None:
-        more: dict[str, Any] = {} if registers else {"register_with": None}
+        more: dict[str, Any] = {"shards": 1} if registers else {"shards": 2, "register_with": None}
         with pytest.raises(
-            StartError, match="6 shards, and this agent was told 2: give --shards 6"
+            StartError, match=r"6 shards, and this agent was told \d: give --shards 6"
         ):
-            async with agents(region, started[0].facts["listen"], shards=2, **more):
+            async with agents(region, started[0].facts["listen"], **more):
                 pass
+        assert not (await started[0].status(brief=True)).objects["host"], "none is made known"
 
     play(scenario, ["one"])
 
@@ -648,6 +675,45 @@ def test_what_is_too_much_is_shed_whichever_shard_it_is_of() -> None:
 
         replies = [reply async for reply in two.stub.ApplyStream(all_of_them(), timeout=BOUND)]
         assert sum(reply.changed_objects for reply in replies) == len(shed)
+
+    play(scenario, longest_wait_s=0.01)
+
+
+def test_hosts_in_a_stream_wait_where_there_is_too_much_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shed: list[int] = []
+    check = Admission.check
+
+    def checked(admission: Admission, size: int, unconfirmed: int, now: float) -> None:
+        try:
+            check(admission, size, unconfirmed, now)
+        except Overloaded:
+            shed.append(size)
+            raise
+
+    monkeypatch.setattr(Admission, "check", checked)
+
+    async def hosts() -> AsyncIterator[api.ApplyRequest]:
+        host = Host("host-000000", "100.64.9.9", "02:00:00:00:09:09", "r")
+        yield api.ApplyRequest(intent=intent_codec.to_proto(Intent(hosts=(host,))))
+
+    async def answers(of: Served) -> list[api.ApplyReply]:
+        return [reply async for reply in of.stub.ApplyStream(hosts(), timeout=BOUND)]
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        await settled(*started)
+        region.cut(Wire.LATE, *(t.intent_log for t in Topics(shards=SHARDS).all_shards()))
+        asked = [asyncio.ensure_future(one.apply(network(n))) for n in range(1000)]
+        await until(lambda: shed, "something is shed")
+        asked_of_hosts = asyncio.ensure_future(answers(two))
+        await until(lambda: 0 in shed, "who is asked what it knows has too much to do")
+        region.mend()
+        region.release()
+        (reply,) = await asked_of_hosts
+        assert reply.changed_objects == 1
+        await asyncio.gather(*asked, return_exceptions=True)
 
     play(scenario, longest_wait_s=0.01)
 
