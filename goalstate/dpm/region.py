@@ -13,8 +13,8 @@ Laws:
     accepted when the intent came, is refused before any takes it. If some took it and others did
     not, the error says which; to send it again does no harm, and is the remedy.
 4.  Ids and tunnel ids are the region's: what another shard has, as far as this publisher knows, is
-    refused. What two publishers accept in two shards within the same moment is not seen by this: a
-    look at it afterwards counts and logs it.
+    refused, unless whoever serves that shard has deleted it. What two shards accept within the same
+    moment is not seen by this: a look at it afterwards counts and logs it.
 5.  All is converged when every shard is.
 """
 
@@ -106,7 +106,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
                 await refuse(context, IntentRejected(found))
             return whole
         shard = belongs.shard
-        rivals = await self._rivals(request.intent, shard)
+        rivals = await self._rivals(request.intent, shard, context)
         if rivals:
             await refuse(context, IntentRejected(rivals))
         reply: api.ApplyReply
@@ -137,7 +137,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         if belongs.place == sharding.HOSTS:
             return await self._apply_hosts(request, context)
         shard = belongs.shard
-        rivals = await self._rivals(request.intent, shard)
+        rivals = await self._rivals(request.intent, shard, context)
         if rivals:
             return _refusal(request, rivals)
         reply: api.ApplyReply
@@ -301,14 +301,28 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
                     await _fail_alike(context, error)
         return None
 
-    async def _rivals(self, intent: intent_pb2.Intent, shard: int) -> list[Violation]:
-        others = {n: e.core.desired for n, e in enumerate(self._engines) if n != shard}
-        return await _work(intent, lambda: sharding.rivals(intent, others))
+    async def _rivals(
+        self, intent: intent_pb2.Intent, shard: int, context: Context
+    ) -> list[Violation]:
+        """What other shards have of what it gives."""
+        others = [n for n in self._all if n != shard]
+        found = await self._had(intent, others)
+        if found:
+            # It may be gone, and whoever asks may have been told so.
+            having = [n for n in others if await self._had(intent, [n])]
+            await asyncio.gather(*(self._catch_up(n, context) for n in having))
+            found = await self._had(intent, having)
+        return found
+
+    async def _had(self, intent: intent_pb2.Intent, shards: Sequence[int]) -> list[Violation]:
+        """What these shards have of what it gives, as far as is known here."""
+        states = {n: self._engines[n].core.desired for n in shards}
+        return await _work(intent, lambda: sharding.rivals(intent, states))
 
     def _look_again(self, intent: intent_pb2.Intent, shard: int) -> None:
         async def look() -> None:
             await asyncio.sleep(LOOK_AGAIN_S)
-            found = await self._rivals(intent, shard)
+            found = await self._had(intent, [n for n in self._all if n != shard])
             for violation in found:
                 log.error("two shards have it; delete one of them", why=violation.message)
             self._metrics.duplicates.inc(len(found))

@@ -17,7 +17,7 @@ import pytest
 from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
 from goalstate.dpm import __main__ as publisher
-from goalstate.dpm import peers, spread
+from goalstate.dpm import peers, spread, standby
 from goalstate.dpm.convergence import Progress
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
@@ -330,6 +330,31 @@ def test_what_was_made_through_one_goes_through_another_at_once() -> None:
             assert (await three.apply(going)).changed_objects == 1
         error = await error_of(two.apply(Intent(deletes=(Deletion(ObjectKind.PORT, "none"),))))
         assert [v.reason for v in violations(error)] == ["UNKNOWN_ID"]
+
+    play(scenario)
+
+
+def test_what_was_deleted_is_free_at_once_whichever_shard_had_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standby, "GATHER_S", 0.2)  # what others do is heard of late
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        await settled(*started)
+        one = started[0]
+
+        async def is_known() -> None:
+            while not (await one.status(brief=True)).objects["vpc"]:
+                await asyncio.sleep(0.001)
+
+        for number in VPCS:
+            await one.apply(Intent(vpcs=(Vpc(f"v{number}", cidr="10.0.0.0/16", tunnel_id=7),)))
+            await asyncio.wait_for(is_known(), BOUND)
+            again = Intent(vpcs=(Vpc(f"v{number + 1}", cidr="10.0.0.0/16", tunnel_id=7),))
+            if shard(number + 1) != shard(number):
+                error = await error_of(one.apply(again))
+                assert [v.reason for v in violations(error)] == ["DUPLICATE_TUNNEL_ID"]
+            await one.apply(Intent(deletes=(Deletion(ObjectKind.VPC, f"v{number}"),)))
 
     play(scenario)
 
