@@ -191,7 +191,8 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         engine = self._engines[shard]
         if engine.serving:
             return
-        nothing = self._stub.Apply(api.ApplyRequest(), **self._as(shard, context))
+        # As a stream, which is not shed: it may be for one that is asked.
+        nothing = self._as_stream(shard, api.ApplyRequest(), context)
         newest = (await self._alike(nothing, context)).change
         try:
             async with asyncio.timeout(CATCH_UP_S):

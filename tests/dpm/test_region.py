@@ -18,9 +18,10 @@ from goalstate.agent import __main__ as agent
 from goalstate.agent.config import AgentConfig
 from goalstate.dpm import __main__ as publisher
 from goalstate.dpm import peers, spread, standby
+from goalstate.dpm.admission import Admission
 from goalstate.dpm.convergence import Progress
 from goalstate.dpm.engine import Engine
-from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
+from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable, Overloaded
 from goalstate.dpm.region import RegionService
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind, Vpc
@@ -673,6 +674,45 @@ def test_what_is_too_much_is_shed_whichever_shard_it_is_of() -> None:
 
         replies = [reply async for reply in two.stub.ApplyStream(all_of_them(), timeout=BOUND)]
         assert sum(reply.changed_objects for reply in replies) == len(shed)
+
+    play(scenario, longest_wait_s=0.01)
+
+
+def test_hosts_in_a_stream_wait_where_there_is_too_much_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shed: list[int] = []
+    check = Admission.check
+
+    def checked(admission: Admission, size: int, unconfirmed: int, now: float) -> None:
+        try:
+            check(admission, size, unconfirmed, now)
+        except Overloaded:
+            shed.append(size)
+            raise
+
+    monkeypatch.setattr(Admission, "check", checked)
+
+    async def hosts() -> AsyncIterator[api.ApplyRequest]:
+        host = Host("host-000000", "100.64.9.9", "02:00:00:00:09:09", "r")
+        yield api.ApplyRequest(intent=intent_codec.to_proto(Intent(hosts=(host,))))
+
+    async def answers(of: Served) -> list[api.ApplyReply]:
+        return [reply async for reply in of.stub.ApplyStream(hosts(), timeout=BOUND)]
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        one, two, _ = started
+        await settled(*started)
+        region.cut(Wire.LATE, *(t.intent_log for t in Topics(shards=SHARDS).all_shards()))
+        asked = [asyncio.ensure_future(one.apply(network(n))) for n in range(1000)]
+        await until(lambda: shed, "something is shed")
+        asked_of_hosts = asyncio.ensure_future(answers(two))
+        await until(lambda: 0 in shed, "who is asked what it knows has too much to do")
+        region.mend()
+        region.release()
+        (reply,) = await asked_of_hosts
+        assert reply.changed_objects == 1
+        await asyncio.gather(*asked, return_exceptions=True)
 
     play(scenario, longest_wait_s=0.01)
 
