@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 import structlog
@@ -29,13 +30,15 @@ async def register(
 ) -> None:
     """Returns when the DPM at `address` has accepted all hosts, in each of the region's shards.
 
-    Raises StartError if it refuses one, if its region is divided into another number of shards, or
-    if it does not accept them within `timeout_s` seconds.
+    Raises StartError if it refuses one, if it does not accept them within `timeout_s` seconds, or
+    if its region is divided into another number of shards: then it is told of none.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     async with grpc.aio.insecure_channel(address) as channel:
         stub = api_grpc.DataPlaneManagerStub(channel)
+        status = await _asked(stub.GetStatus, api.StatusRequest(brief=True), address, deadline)
+        check_shards(len(status.shards) or 1, shards)
         for first in range(0, len(hosts), BATCH):
             batch = hosts[first : first + BATCH]
             intent = intent_pb2.Intent(
@@ -49,21 +52,18 @@ async def register(
                     for host in batch
                 ]
             )
-            reply = await _apply(stub, api.ApplyRequest(intent=intent), address, deadline)
-            check_shards(len(reply.shard_changes) or 1, shards)
+            await _asked(stub.Apply, api.ApplyRequest(intent=intent), address, deadline)
             log.info("registered", hosts=first + len(batch), of=len(hosts), dpm=address)
 
 
-async def _apply(
-    stub: api_grpc.DataPlaneManagerStub, request: api.ApplyRequest, address: str, deadline: float
-) -> api.ApplyReply:
+async def _asked(call: Callable[..., Any], request: Any, address: str, deadline: float) -> Any:
+    """What the DPM answers, once it does."""
     loop = asyncio.get_running_loop()
     reason = ""
     while True:
         left = deadline - loop.time()
         try:
-            reply: api.ApplyReply = await stub.Apply(request, timeout=max(left, 0.001))
-            return reply
+            return await call(request, timeout=max(left, 0.001))
         except grpc.aio.AioRpcError as error:
             if error.code() not in _PASSING:
                 raise StartError(

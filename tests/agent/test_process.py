@@ -244,8 +244,8 @@ class Registry(api_grpc.DataPlaneManagerServicer):
     def Republish(self, request: Any, context: Any) -> Any:
         return self._unused(request, context)
 
-    def GetStatus(self, request: Any, context: Any) -> Any:
-        return self._unused(request, context)
+    async def GetStatus(self, request: api.StatusRequest, context: Any) -> api.StatusReply:
+        return api.StatusReply()
 
     def GetIntent(self, request: Any, context: Any) -> Any:
         return self._unused(request, context)
