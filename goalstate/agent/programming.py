@@ -20,7 +20,10 @@ Laws:
     plane's knowledge anew. All three are `exceptions`, and so is PENDING.
 7.  What the data plane turns out not to hold as it was applied is programmed again, and what it
     holds that nobody wants is deleted (`audit`). Both are exceptions until that is done.
-8.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
+8.  What a stream has that another one of the host brought in a newer revision, since its id went
+    from one VPC to another, is left as that one has it: who begins to follow the older one reads
+    how it came and went there. (What is for the host alone is on one stream.)
+9.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
     its next change is pending. (A publisher that keeps the order never does this.)
 
 The wanted state is what the streams hold (`Stream.live.held`). A `Change` stands for the difference
@@ -35,7 +38,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from goalstate.agent.actions import Refusal
-from goalstate.agent.changes import Backlog, Change, State
+from goalstate.agent.changes import ON_ITS_WAY, Backlog, Change, State
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Group, Needs, Reference
 from goalstate.agent.exceptions import Exceptions
@@ -360,7 +363,7 @@ class Programming:
 
     # --- programs ---
 
-    def next_program(self) -> list[Resource]:
+    def next_program(self, now: int) -> list[Resource]:
         """The operations to do now, in their order; empty if there are none, or one is under way.
 
         A resource without a payload is a deletion.
@@ -373,6 +376,13 @@ class Programming:
             change = self._backlog.take(room, deletions=not self._references.blocked)
             if change is None:
                 break
+            moved = self._moved(change)
+            if moved:
+                change.ids = [id_ for id_ in change.ids if id_ not in moved]
+                self._settle(change, moved)
+                self._wake_all(change.kind, moved, now)
+                if not change.ids:
+                    continue
             flight = _Flight(change, change.ids, change.operations())
             change.state = State.FLYING
             self._flights.append(flight)
@@ -382,6 +392,29 @@ class Programming:
         if operations:
             self._counters.programs += 1
         return operations
+
+    def _moved(self, change: Change) -> list[str]:
+        """The ids of a change that another stream brought in a newer revision, and to the data
+        plane, or will before deletions are done."""
+        stream, kind = change.stream, change.kind
+        moved: list[str] = []
+        if stream.id.kind.for_hosts:
+            return moved
+        for other in self._streams.values():
+            held = other.live.held.get(kind)
+            if not held or other is stream or held.keys().isdisjoint(change.ids):
+                continue
+            if other.id.kind.for_hosts:
+                continue
+            unsettled = other.unsettled.get(kind, {})
+            for _, id_, revision, payload in change.operations():
+                newer = held.get(id_)
+                if newer is None or newer.revision < revision + bool(payload):
+                    continue
+                waiting = unsettled.get(id_)
+                if waiting is None or waiting.state in ON_ITS_WAY:
+                    moved.append(id_)
+        return list(dict.fromkeys(moved))
 
     def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
         """The program under way is done, but for the refused operations: place in it → why."""
