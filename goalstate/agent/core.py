@@ -395,7 +395,7 @@ class HostCore:
         """Move watermarks, start the next program, and give the actions."""
         programming = self.programming
         if not self._under_way:
-            operations = programming.next_program()
+            operations = programming.next_program(now)
             if operations:
                 self._program += 1
                 self._under_way = True

@@ -20,7 +20,10 @@ Laws:
     plane's knowledge anew. All three are `exceptions`, and so is PENDING.
 7.  What the data plane turns out not to hold as it was applied is programmed again, and what it
     holds that nobody wants is deleted (`audit`). Both are exceptions until that is done.
-8.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
+8.  What a stream has that another one of the host brought in a newer revision, since its id went
+    from one VPC to another, is left as that one has it: who begins to follow the older one reads
+    how it came and went there.
+9.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
     its next change is pending. (A publisher that keeps the order never does this.)
 
 The wanted state is what the streams hold (`Stream.live.held`). A `Change` stands for the difference
@@ -35,7 +38,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from goalstate.agent.actions import Refusal
-from goalstate.agent.changes import Backlog, Change, State
+from goalstate.agent.changes import ON_ITS_WAY, Backlog, Change, State
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Group, Needs, Reference
 from goalstate.agent.exceptions import Exceptions
@@ -223,12 +226,10 @@ class Programming:
                 change.overtake(earlier, stream.live.mark)
                 if change.state is State.QUEUED:
                     self._evaluate(change, now)
-            # Groups one by one: each may have moved to another stream.
-            parts = [[id_] for id_ in applied] if kind is Kind.SECURITY_GROUP else [applied]
-            for ids in filter(None, parts):
-                change = Change(stream, kind, ids, olds, stream.live.mark)
+            if applied:
+                change = Change(stream, kind, applied, olds, stream.live.mark)
                 change.mark = None
-                unsettled.update(dict.fromkeys(ids, change))
+                unsettled.update(dict.fromkeys(applied, change))
                 self._evaluate(change, now)
 
     # --- what the data plane does not hold as it should ---
@@ -270,15 +271,10 @@ class Programming:
             revokes = wanted is not None and kind in _REVOKERS and ordering.revokes(before, wanted)
         change.deletion = wanted is None
         change.revokes = revokes
-        if change.deletion:
-            if kind is Kind.SECURITY_GROUP and self._held_elsewhere(stream, first):
-                # The group moved to another stream, which programs it.
-                self._settle(change, change.ids)
-                return
-        elif change.refusal:
+        if change.refusal and not change.deletion:
             self._except(change, State.REFUSED, change.refusal, now)
             return
-        elif self._knows_references and not revokes:
+        if self._knows_references and not (change.deletion or revokes):
             awaited = None
             for reference in change.needs:
                 found = self._references.find(stream, reference)
@@ -294,13 +290,6 @@ class Programming:
         change.state = State.QUEUED
         self._backlog.put(change, ordering.phase(kind, change.deletion, revokes))
         self._wake_all(kind, change.ids, now)
-
-    def _held_elsewhere(self, stream: Stream, group_id: str) -> bool:
-        return any(
-            group_id in one.live.held.get(Kind.SECURITY_GROUP, {})
-            for one in self._streams.values()
-            if one is not stream
-        )
 
     def _pend(self, change: Change, reference: Reference, now: int) -> None:
         kind, id_ = reference
@@ -360,7 +349,7 @@ class Programming:
 
     # --- programs ---
 
-    def next_program(self) -> list[Resource]:
+    def next_program(self, now: int) -> list[Resource]:
         """The operations to do now, in their order; empty if there are none, or one is under way.
 
         A resource without a payload is a deletion.
@@ -373,6 +362,13 @@ class Programming:
             change = self._backlog.take(room, deletions=not self._references.blocked)
             if change is None:
                 break
+            moved = self._moved(change)
+            if moved:
+                change.ids = [id_ for id_ in change.ids if id_ not in moved]
+                self._settle(change, moved)
+                self._wake_all(change.kind, moved, now)
+                if not change.ids:
+                    continue
             flight = _Flight(change, change.ids, change.operations())
             change.state = State.FLYING
             self._flights.append(flight)
@@ -382,6 +378,29 @@ class Programming:
         if operations:
             self._counters.programs += 1
         return operations
+
+    def _moved(self, change: Change) -> list[str]:
+        """The ids of a change that another stream holds in a newer revision, and has brought to the
+        data plane, or will before deletions are done."""
+        stream, kind = change.stream, change.kind
+        moved: list[str] = []
+        for other in self._streams.values():
+            held = other.live.held.get(kind)
+            if not held or other is stream or held.keys().isdisjoint(change.ids):
+                continue
+            # What is pushed has revisions of its own.
+            comparable = not (stream.id.kind.for_hosts or other.id.kind.for_hosts)
+            unsettled = other.unsettled.get(kind, {})
+            for _, id_, revision, payload in change.operations():
+                there = held.get(id_)
+                if there is None or (payload and not comparable):
+                    continue
+                if comparable and there.revision < revision + bool(payload):
+                    continue
+                waiting = unsettled.get(id_)
+                if waiting is None or waiting.state in ON_ITS_WAY:
+                    moved.append(id_)
+        return list(dict.fromkeys(moved))
 
     def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
         """The program under way is done, but for the refused operations: place in it → why."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from goalstate.gs.streams import Mark, security_group_stream
+from goalstate.gs.resources import Kind
+from goalstate.gs.streams import Mark, security_group_stream, vpc_stream
 from tests.agent.rig import (
     INBOX,
     STREAM,
@@ -28,6 +29,51 @@ def rig() -> Rig:
     rig.join(vpc(), subnet())
     rig.programs.clear()
     return rig
+
+
+# --- what went from one VPC to another ---
+
+
+OTHER = vpc_stream("vpc-2")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_how_an_id_came_and_went_in_another_vpc_does_not_take_it_away(
+    rig: Rig, together: bool
+) -> None:
+    old = Publisher(OTHER)
+    there = (vpc(id_="vpc-2"), subnet("subnet-2", vpc_id="vpc-2"))
+    was = neighbor(1, revision=2, subnets=["subnet-2"], vpc_id="vpc-2")
+    now = neighbor(1, revision=4)
+    rig.on_vpc(now, neighbor(2))
+    stays = neighbor(3, subnets=["subnet-2"], vpc_id="vpc-2")
+    for sent in (old.publish(*there), old.publish(was, stays), old.publish(gone(was))):
+        rig.put(sent)
+    rig.slow = together
+    rig.on_inbox(subscription(OTHER))
+    rig.slow = False
+    while rig.waiting:
+        rig.finish()
+    assert rig.agrees()
+    assert not rig.exceptions()
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-1"] == now.payload
+    rig.on_inbox(gone(subscription(OTHER)))
+    assert rig.plane.tables[Kind.NEIGHBOR].keys() == {"port-1", "port-2"}
+    rig.on_vpc(gone(now))
+    assert rig.plane.tables[Kind.NEIGHBOR].keys() == {"port-2"}
+
+
+def test_an_id_that_came_from_another_vpc_survives_that_one(rig: Rig) -> None:
+    old = Publisher(OTHER)
+    there = (vpc(id_="vpc-2"), subnet("subnet-2", vpc_id="vpc-2"))
+    was = neighbor(1, revision=2, subnets=["subnet-2"], vpc_id="vpc-2")
+    rig.put(old.publish(*there, was))
+    rig.on_inbox(subscription(OTHER))
+    assert "neighbor/port-1" in rig.in_plane()
+    now = neighbor(1, revision=4)
+    rig.on_vpc(now)  # before it is known that it is gone there
+    rig.on_inbox(gone(subscription(OTHER)))
+    assert rig.plane.tables[Kind.NEIGHBOR] == {"port-1": now.payload}
 
 
 # --- order ---
