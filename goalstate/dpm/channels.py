@@ -25,7 +25,7 @@ from goalstate.gs.streams import Channel
 #: A VPC with more ports is on Pulsar: from about so many followers on, a change costs more over
 #: sessions than over a topic (`bench/channels.py` measures it). Ports are what is known of
 #: followers: at the most, each is on a host of its own, whose agent is a process of its own.
-SESSION_PORTS = 30
+SESSION_PORTS = 20
 #: So is one with more members in one security group. What a change of a group costs does not depend
 #: on its members (same measurement), so by default this is no limit of its own.
 SESSION_MEMBERS = SESSION_PORTS
