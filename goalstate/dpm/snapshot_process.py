@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from goalstate.bus import tether
 from goalstate.bus.connect import connect
-from goalstate.dpm.errors import SnapshotFailed
+from goalstate.bus.errors import BusError
+from goalstate.dpm.errors import LogUnreadable, SnapshotFailed
 from goalstate.dpm.snapshot import write_snapshot
 from goalstate.gs.topics import Topics
 from goalstate.process import configure_logging, relax_garbage_collection
@@ -85,7 +86,12 @@ def main(argument: str) -> None:
     os.nice(NICENESS)
     configure_logging(task.log_format, task.log_level)
     relax_garbage_collection()
-    asyncio.run(run(task))
+    try:
+        asyncio.run(run(task))
+    except (BusError, LogUnreadable) as error:
+        # It is tried again: nothing depends on it but how long a start takes.
+        log.warning("the snapshot process ends without one", error=str(error))
+        sys.exit(1)
 
 
 if __name__ == "__main__":
