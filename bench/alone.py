@@ -6,8 +6,10 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from time import perf_counter, thread_time
-from typing import ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,6 +20,56 @@ def alone(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(work, *args, **kwargs).result()
+
+
+class Answering:
+    """A process that is asked and answers, by a pipe. To be used in a `with`."""
+
+    def __init__(
+        self, serve: Callable[[Connection], None], *, open_s: float, close_s: float, too_late: str
+    ) -> None:
+        """`serve` works in it: it says that it is ready by an answer, within `open_s` seconds, and
+        ends with the pipe, within `close_s`, or is killed. `too_late`: what it means when an answer
+        does not come in time. Raises TimeoutError, and EOFError if the process failed."""
+        self._close_s = close_s
+        self._too_late = too_late
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=serve, args=(other,), daemon=True)
+        self._process.start()
+        other.close()
+        try:
+            self.answer(open_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def ask(self, question: Any) -> None:
+        self._pipe.send(question)
+
+    def answer(self, timeout_s: float) -> Any:
+        """Raises TimeoutError, and EOFError if the process failed."""
+        if not self._pipe.poll(timeout_s):
+            raise TimeoutError(self._too_late)
+        return self._pipe.recv()
+
+    def stop(self) -> None:
+        self._pipe.close()
+        self._process.join(self._close_s)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
 class Stages:

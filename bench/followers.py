@@ -8,7 +8,6 @@ and what an agent does with a message is not.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import resource
 import threading
 from collections.abc import Callable
@@ -16,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from time import process_time, time_ns
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import grpc
 import pulsar
 
+from bench.alone import Answering
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2
 from goalstate.gs.streams import Mark, StreamId
 
@@ -47,21 +46,17 @@ class Came(NamedTuple):
     cpu_s: float
 
 
-class Followers:
+class Followers(Answering):
     """The process. To be used in a `with`."""
 
     def __init__(self, serve: Callable[[Connection], None]) -> None:
         """Raises TimeoutError, and EOFError if the process failed."""
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=serve, args=(other,), daemon=True)
-        self._process.start()
-        other.close()
-        try:
-            self._answer(_OPEN_S)
-        except BaseException:
-            self.stop()
-            raise
+        super().__init__(
+            serve,
+            open_s=_OPEN_S,
+            close_s=20,
+            too_late="what was published did not reach all followers in time",
+        )
 
     @classmethod
     def of_sessions(cls, count: int, address: str, stream: StreamId, mark: Mark) -> Self:
@@ -76,37 +71,14 @@ class Followers:
     def expect(self, messages: int) -> float:
         """So many are to come to each follower from now on. Gives the processor seconds that the
         followers' process has used so far."""
-        self._pipe.send(messages)
-        used: float = self._answer(_COME_S)
+        self.ask(messages)
+        used: float = self.answer(_COME_S)
         return used
 
     def await_all(self) -> Came:
         """Until they are there. Raises TimeoutError."""
-        came: Came = self._answer(_COME_S)
+        came: Came = self.answer(_COME_S)
         return came
-
-    def stop(self) -> None:
-        self._pipe.close()
-        self._process.join(20)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _answer(self, timeout_s: float) -> Any:
-        if not self._pipe.poll(timeout_s):
-            raise TimeoutError("what was published did not reach all followers in time")
-        return self._pipe.recv()
 
 
 class _Tally:

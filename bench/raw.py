@@ -7,14 +7,15 @@ took from the call of `send` to each reader's callback.
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
+from functools import partial
 from multiprocessing.connection import Connection
 from time import time_ns
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pulsar
+
+from bench.alone import Answering
 
 #: Seconds for one message to reach all readers.
 _DELIVERY_S = 30.0
@@ -22,53 +23,26 @@ _DELIVERY_S = 30.0
 _OPEN_S = 180.0
 
 
-class Yardstick:
+class Yardstick(Answering):
     """The process. To be used in a `with`."""
 
     def __init__(self, url: str, topic: str, readers: int) -> None:
         """Raises TimeoutError, and EOFError if the process failed."""
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(other, url, topic, readers), daemon=True)
-        self._process.start()
-        other.close()
-        try:
-            self._answer(_OPEN_S)
-        except BaseException:
-            self.stop()
-            raise
+        super().__init__(
+            partial(_serve, url, topic, readers),
+            open_s=_OPEN_S,
+            close_s=10,
+            too_late="the plain Pulsar client did not deliver in time",
+        )
 
     def send(self, payload: bytes, properties: dict[str, str]) -> list[int]:
         """Nanoseconds from the call of `send` to each reader's callback, ascending."""
-        self._pipe.send((payload, properties))
-        latencies: list[int] = self._answer(_DELIVERY_S + 5)
+        self.ask((payload, properties))
+        latencies: list[int] = self.answer(_DELIVERY_S + 5)
         return latencies
 
-    def stop(self) -> None:
-        self._pipe.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _answer(self, timeout_s: float) -> Any:
-        if not self._pipe.poll(timeout_s):
-            raise TimeoutError("the plain Pulsar client did not deliver in time")
-        return self._pipe.recv()
-
-
-def _serve(pipe: Connection, url: str, topic: str, readers: int) -> None:
+def _serve(url: str, topic: str, readers: int, pipe: Connection) -> None:
     logger = pulsar.FileLogger(pulsar.LoggerLevel.Error, "/dev/null")
     reading = pulsar.Client(url, logger=logger)
     sending = pulsar.Client(url, logger=logger)
