@@ -19,6 +19,7 @@ import structlog
 from goalstate.agent.follows import Follows, SessionReader
 from goalstate.bus.base import Sink
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
+from goalstate.gs.sharding import SHARD
 from goalstate.gs.streams import StreamId
 from goalstate.process import MAX_GRPC_BYTES
 
@@ -26,8 +27,6 @@ log = structlog.get_logger()
 
 #: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
 ACTIVE_ADDRESS = "goalstate-active-address"
-#: Metadata of a call: the shard that it is about.
-SHARD = "goalstate-shard"
 #: Seconds before another attempt: doubled at each failure up to the second number.
 BACKOFF_S = (0.1, 5.0)
 _OPTIONS = [

@@ -243,11 +243,8 @@ def _wait(
     client: DataPlaneManager, replies: Sequence[ApplyReply], wanted: WaitRequest, out: Output
 ) -> Any:
     """One change is waited for by its number, several by everything published so far."""
-    changed = [reply.change for reply in replies if reply.changed_objects]
-    if len(changed) == 1 and len(replies) == 1 and len(replies[0].shard_changes) < 2:
-        wanted.change = changed[0]
-        if replies[0].shard_changes:
-            wanted.shard = replies[0].shard_changes[0].shard
+    if len(replies) == 1 and replies[0].changed_objects:
+        convergence.of_reply(wanted, replies[0])
     elif any(not reply.violations for reply in replies):
         wanted.all = True
     else:

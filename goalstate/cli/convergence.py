@@ -9,7 +9,9 @@ from goalstate.cli.northbound import DataPlaneManager, connect
 from goalstate.cli.output import Output
 from goalstate.cli.plain import plain
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2 import (
+    ApplyReply,
     Latency,
+    RepublishReply,
     Straggler,
     WaitReply,
     WaitRequest,
@@ -49,6 +51,17 @@ def request(
     else:
         wanted.all = True
     return wanted
+
+
+def of_reply(wanted: WaitRequest, reply: ApplyReply | RepublishReply) -> None:
+    """Wait for what was answered so: one change by its number, those of several shards by
+    everything published so far."""
+    if len(reply.shard_changes) > 1:
+        wanted.all = True
+        return
+    wanted.change = reply.change
+    if reply.shard_changes:
+        wanted.shard = reply.shard_changes[0].shard
 
 
 def wait(dpm: str, wanted: WaitRequest, out: Output) -> ExitCode:

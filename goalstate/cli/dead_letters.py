@@ -120,12 +120,7 @@ def replay(
                 [ResourceName(type=type_, id=id_, host=host) for type_, id_, host in sorted(names)]
             )
             if wanted is not None:
-                if len(reply.shard_changes) > 1:
-                    wanted.all = True
-                else:
-                    wanted.change = reply.change
-                    if reply.shard_changes:
-                        wanted.shard = reply.shard_changes[0].shard
+                convergence.of_reply(wanted, reply)
                 waited = convergence.waited(client, wanted, out)
     out.result(
         {

@@ -35,14 +35,13 @@ from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.service import ACTIVE_ADDRESS, Context
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
+from goalstate.gs.sharding import SHARD
 from goalstate.process import MAX_GRPC_BYTES
 
 log = structlog.get_logger()
 
 #: Metadata of a call that was passed on: by whom. A client that sets it is answered where it asks.
 FORWARDED_BY = "goalstate-forwarded-by"
-#: Metadata of a call: the shard that it is about.
-SHARD = "goalstate-shard"
 #: Seconds within which the other one must be connected to.
 CONNECT_S = 2.0
 #: Seconds between two looks at whether those that calls went to still serve.
@@ -142,7 +141,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             # What was shed before it was read (`service.ShedEarly`) is no message.
             if way is None or not isinstance(request, Message):
                 return await handler.unary_unary(request, context)
-            replies = self._passed_on(way, details.method, _only(request), context)
+            replies = self._passed_on(way, details.method, only(request), context)
             return [reply async for reply in replies][-1]
 
         async def unary_stream(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -150,7 +149,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if way is None:
                 replies = handler.unary_stream(request, context)
             else:
-                replies = self._passed_on(way, details.method, _only(request), context)
+                replies = self._passed_on(way, details.method, only(request), context)
             async for reply in replies:
                 yield reply
 
@@ -266,7 +265,8 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     await self._peers.pop(address).close()
 
 
-async def _only(request: Any) -> AsyncIterator[Any]:
+async def only(request: Any) -> AsyncIterator[Any]:
+    """The requests of a stream that has this one."""
     yield request
 
 

@@ -31,7 +31,7 @@ import structlog
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import Overloaded
 from goalstate.dpm.exceptions import LISTED
-from goalstate.dpm.forwarding import OPTIONS, SHARD, asked_shard, passed
+from goalstate.dpm.forwarding import OPTIONS, asked_shard, only, passed
 from goalstate.dpm.intake import THREAD_ABOVE_BYTES
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.recovery import never_on_a_stream, republished
@@ -43,6 +43,7 @@ from goalstate.gs.intent import ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.gs.sharding import SHARD
 
 log = structlog.get_logger()
 
@@ -142,7 +143,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
             return _refusal(request, rivals)
         reply: api.ApplyReply
         if self._engines[shard].serving:
-            (reply,) = [r async for r in self._services[shard].ApplyStream(_only(request), context)]
+            (reply,) = [r async for r in self._services[shard].ApplyStream(only(request), context)]
         else:
             reply = await self._alike(self._as_stream(shard, request, context), context)
         return self._taken(request.intent, shard, reply)
@@ -162,7 +163,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
         self, shard: int, request: api.ApplyRequest, context: Context
     ) -> api.ApplyReply:
         """As a stream of one, which names all violations. Raises AioRpcError."""
-        call = self._stub.ApplyStream(_only(request), **self._as(shard, context))
+        call = self._stub.ApplyStream(only(request), **self._as(shard, context))
         (reply,) = [one async for one in call]
         return cast(api.ApplyReply, reply)
 
@@ -471,10 +472,6 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
 
 def _plan(engine: Engine, intent: intent_pb2.Intent) -> None:
     engine.core.desired.plan(intent_codec.from_proto(intent))
-
-
-async def _only(request: api.ApplyRequest) -> AsyncIterator[api.ApplyRequest]:
-    yield request
 
 
 async def _work(intent: intent_pb2.Intent, work: Callable[[], T]) -> T:

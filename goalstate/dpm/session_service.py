@@ -10,10 +10,11 @@ import structlog
 
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import NotServing
-from goalstate.dpm.forwarding import SHARD, asked_shard
+from goalstate.dpm.forwarding import asked_shard
 from goalstate.dpm.service import Context, abort, abort_unavailable
 from goalstate.dpm.sessions import Session, Sessions
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
+from goalstate.gs.sharding import SHARD
 from goalstate.gs.streams import Mark, StreamId
 
 log = structlog.get_logger()

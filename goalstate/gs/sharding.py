@@ -28,6 +28,9 @@ from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 HOSTS = -1
 ANYWHERE = -2
 
+#: Metadata of a call: the shard that it is about.
+SHARD = "goalstate-shard"
+
 #: The VPC of an object that is there, by kind and id; None: it is not there.
 Find = Callable[[ObjectKind, str], str | None]
 
