@@ -38,14 +38,13 @@ from goalstate.dpm.forwarding import Forwarding
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.peers import PeerService, level
 from goalstate.dpm.region import RegionService
-from goalstate.dpm.service import NorthboundService, ShedEarly
+from goalstate.dpm.service import SERVICE, NorthboundService, ShedEarly
 from goalstate.dpm.session_service import SessionService
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.dpm.snapshot_process import SnapshotTask, write_in_process
 from goalstate.dpm.spread import Spread
 from goalstate.gs import sharding
 from goalstate.gs.intent import ObjectKind
-from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.pb.goalstate.peer.v1 import peer_pb2_grpc
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
@@ -67,7 +66,6 @@ from goalstate.process import (
 
 log = structlog.get_logger()
 
-SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
 SESSIONS = session_pb2.DESCRIPTOR.services_by_name["StreamSessions"].full_name
 #: Seconds between two looks whether it is known into how many shards the region is divided.
 DIVISION_LOOK_S = 0.02

@@ -33,8 +33,7 @@ from google.protobuf.message import Message
 
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
-from goalstate.dpm.service import ACTIVE_ADDRESS, Context
-from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
+from goalstate.dpm.service import ACTIVE_ADDRESS, SERVICE, Context
 from goalstate.gs.sharding import SHARD
 from goalstate.process import MAX_GRPC_BYTES
 
@@ -47,7 +46,6 @@ CONNECT_S = 2.0
 #: Seconds between two looks at whether those that calls went to still serve.
 LOOK_S = 1.0
 
-_SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
 _OWN = frozenset({"GetStatus"})
 #: Metadata that belongs to one connection.
 _OF_TRANSPORT = re.compile(r"grpc-|:|(user-agent|content-type|te)$")
@@ -130,7 +128,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
         service, _, name = details.method.rpartition("/")
-        if handler is None or service != f"/{_SERVICE}" or name in _OWN:
+        if handler is None or service != f"/{SERVICE}" or name in _OWN:
             return handler
 
         def serialize(reply: Any) -> bytes:

@@ -39,6 +39,8 @@ TEXT_CHARACTERS = 600
 #: Objects in one piece of GetIntent.
 PIECE_OBJECTS = 2000
 MAX_WAIT_S = 24 * 3600.0
+SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
+_APPLY = f"/{SERVICE}/Apply"
 
 #: Metadata of an UNAVAILABLE that a publisher says: where the one is that serves the region, empty
 #: if it does not know. An UNAVAILABLE without it says that no publisher answered.
@@ -56,7 +58,7 @@ class ShedEarly(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
-        if not details.method.endswith("/DataPlaneManager/Apply"):
+        if details.method != _APPLY:
             return handler
 
         def deserialize(data: bytes) -> Any:

@@ -20,10 +20,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
-from goalstate.dpm.__main__ import SERVICE, run
+from goalstate.dpm.__main__ import run
 from goalstate.dpm.config import DpmConfig
 from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
 from goalstate.dpm.forwarding import FORWARDED_BY
+from goalstate.dpm.service import SERVICE
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent, Port, Vpc
 from goalstate.gs.pb.alcor.schema import resources_pb2
@@ -360,6 +361,9 @@ def test_what_is_too_much_is_shed_leaves_nothing_and_may_be_tried_again() -> Non
         one.region.cut(Wire.LATE, log)
         asked = [asyncio.ensure_future(one.apply(Intent(vpcs=[vpc(n)]))) for n in range(1000)]
         await until(lambda: sum(call.done() for call in asked) > 0, "something is shed")
+        # What is shed is not even parsed: these bytes are no intent.
+        unread = await error_of(one.raw("Apply", b"\xff"))
+        assert unread.code() is CODES.RESOURCE_EXHAUSTED
         one.region.mend()
         one.region.release()
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -370,7 +374,7 @@ def test_what_is_too_much_is_shed_leaves_nothing_and_may_be_tried_again() -> Non
         assert 1 <= after_ms <= 2000
         status = await one.status()
         assert status.objects["vpc"] == len(answers) - len(shed) == status.change
-        assert one.metrics()["goalstate_dpm_changes_total/shed"] == len(shed)
+        assert one.metrics()["goalstate_dpm_changes_total/shed"] == len(shed) + 1
 
         async def all_of_them() -> AsyncIterator[api.ApplyRequest]:
             for number in range(1000):
