@@ -204,6 +204,10 @@ class Programming:
         stream.live.held = {}
         stream.outstanding.clear()
         self.exceptions.leave(stream.id)
+        # The messages that these counted for are forgotten, and may be read anew.
+        for flight in self._flights:
+            if flight.change.stream is stream:
+                flight.change.mark = None
         # What is applied, and what was on its way, is to be known before any of it is looked at:
         # that settles what waits for it.
         before_all = [
@@ -215,7 +219,7 @@ class Programming:
             olds = held.get(kind, {})
             unsettled = stream.unsettled[kind]
             for id_, earlier in on_its_way.items():
-                earlier.mark = None  # the message that it counted for is forgotten
+                earlier.mark = None
                 if unsettled.get(id_) is not earlier:
                     continue
                 before = earlier.before.get(id_)

@@ -284,6 +284,20 @@ def test_what_was_under_way_when_a_stream_was_left_does_not_count_for_its_return
     assert rig.in_plane() == {"vpc/vpc-1", "subnet/subnet-1"}
 
 
+def test_nor_does_what_was_under_way_and_had_been_overtaken() -> None:
+    rig = Rig()
+    rig.join()
+    rig.slow = True
+    rig.on_vpc(vpc(), subnet(), neighbor(1))
+    rig.on_vpc(vpc(2))
+    rig.on_inbox(gone(subscription()))
+    rig.on_inbox(subscription(revision=3))
+    while "neighbor/port-1" not in rig.in_plane():
+        assert rig.watermark() == Mark(0, 0)
+        rig.finish()
+    assert rig.watermark() == Mark(1, 2)
+
+
 def test_a_report_tells_also_what_is_followed_and_has_brought_nothing_yet() -> None:
     rig = Rig()
     rig.on_inbox(subscription())
