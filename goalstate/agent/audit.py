@@ -14,7 +14,7 @@ Laws:
     else the stream is read again.
 3.  Of each kind, what the data plane holds is compared with what was applied, if it can be read
     back. What differs or is missing is programmed again; what nobody wants is deleted. What is on
-    its way is not looked at, nor is what changed since it was read back.
+    its way is not looked at, nor is what changed since it was read back, or what two streams have.
 4.  Where nothing is wrong, nothing is sent, programmed or reported.
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import xxhash
@@ -64,11 +65,16 @@ class _Sum:
 
 
 class _Part(NamedTuple):
-    """What a stream held of a kind, but for `open`."""
+    """What a stream held of a kind, by id; what was on its way is `open`."""
 
     stream: Stream
-    held: list[Resource]
+    held: Mapping[str, Resource]
     open: Collection[str]
+    #: Those that were not looked at yet.
+    left: Iterator[Resource]
+
+    def concerns(self, id_: str) -> bool:
+        return id_ in self.held or id_ in self.open
 
 
 class _Comparison:
@@ -77,14 +83,11 @@ class _Comparison:
     def __init__(self, kind: Kind, table: Mapping[str, bytes], streams: list[Stream]) -> None:
         self.kind = kind
         self.table = dict(table)
-        self.parts = [
-            _Part(
-                stream,
-                list(stream.live.held.get(kind, {}).values()),
-                frozenset(stream.unsettled.get(kind, ())),
-            )
-            for stream in streams
-        ]
+        self.parts = []
+        for stream in streams:
+            held = dict(stream.live.held.get(kind, {}))
+            open_ = frozenset(stream.unsettled.get(kind, ()))
+            self.parts.append(_Part(stream, held, open_, iter(held.values())))
         self.wanted = {id_ for part in self.parts for id_ in part.open}
 
 
@@ -216,14 +219,15 @@ class Audit:
     def _compare(self, work: _Comparison, now: int) -> None:
         room = self._slice
         for part in work.parts:
-            some = part.held[-room:]
-            del part.held[-room:]
+            some = list(islice(part.left, room))
             room -= len(some)
             for resource in some:
                 work.wanted.add(resource.id)
                 if work.table.get(resource.id) == resource.payload or resource.id in part.open:
                     continue
-                if self._is_settled(part.stream, resource):
+                if self._is_settled(part, resource) and not any(
+                    other.concerns(resource.id) for other in work.parts if other is not part
+                ):
                     self._counters.drifts["data_plane"] += 1
                     self._programming.drifted(part.stream, resource.kind, resource.id, now)
             if room <= 0:
@@ -232,19 +236,18 @@ class Audit:
         odd = work.table.keys() - work.wanted
         self._counters.drifts["data_plane"] += self._programming.strays.found(work.kind, odd)
 
-    def _is_settled(self, stream: Stream, resource: Resource) -> bool:
+    def _is_settled(self, part: _Part, resource: Resource) -> bool:
         """Is it as it was, applied, and this stream's alone?"""
-        kind, id_ = resource.kind, resource.id
+        stream, kind, id_ = part.stream, resource.kind, resource.id
         if self._streams.get(stream.id) is not stream or stream.leaving:
             return False
         if stream.live.held.get(kind, {}).get(id_) != resource:
             return False
         return id_ not in stream.unsettled.get(kind, {}) and not any(
-            id_ in other.live.held.get(kind, {}) for other in self._others(stream)
+            id_ in other.live.held.get(kind, {}) or id_ in other.unsettled.get(kind, {})
+            for other in self._streams.values()
+            if other is not stream
         )
-
-    def _others(self, stream: Stream) -> Iterator[Stream]:
-        return (one for one in self._streams.values() if one is not stream)
 
 
 def _is_sound(stream: Stream) -> bool:

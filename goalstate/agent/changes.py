@@ -33,8 +33,6 @@ class State(Enum):
     RETRYING = "retrying"
 
 
-#: A change in one of these waits for nothing but programs.
-ON_ITS_WAY = (State.QUEUED, State.FLYING, State.NEXT)
 #: What a change in one of these is, is told.
 EXCEPTIONS = (State.PENDING, State.REFUSED, State.RETRYING)
 

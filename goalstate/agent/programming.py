@@ -20,9 +20,9 @@ Laws:
     plane's knowledge anew. All three are `exceptions`, and so is PENDING.
 7.  What the data plane turns out not to hold as it was applied is programmed again, and what it
     holds that nobody wants is deleted (`audit`). Both are exceptions until that is done.
-8.  What a stream has that another one of the host brought in a newer revision, since its id went
-    from one VPC to another, is left as that one has it: who begins to follow the older one reads
-    how it came and went there.
+8.  Where two streams have the same id, since it went from one VPC to another (`elsewhere`), the
+    data plane holds the newer one. What the older one says of it is settled when that is applied.
+    When the newer one goes first, the older one, which has yet to say that it went, is back.
 9.  A reference that is deleted while something uses it: what uses it stays as it is applied, and
     its next change is pending. (A publisher that keeps the order never does this.)
 
@@ -38,9 +38,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from goalstate.agent.actions import Refusal
-from goalstate.agent.changes import ON_ITS_WAY, Backlog, Change, State
+from goalstate.agent.changes import Backlog, Change, State
 from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Group, Needs, Reference
+from goalstate.agent.elsewhere import elsewhere
 from goalstate.agent.exceptions import Exceptions
 from goalstate.agent.news import News
 from goalstate.agent.references import References
@@ -88,6 +89,8 @@ class Programming:
         self._references = References(streams)
         self._backlog = Backlog()
         self._flights: list[_Flight] = []
+        #: To be looked at when the program is done: another stream has something newer in it.
+        self._put_off: list[Change] = []
         #: Changes to be looked at, while all that is held is being replaced; None: at once.
         self._gathered: list[Change] | None = None
         self.exceptions = Exceptions(counters, news)
@@ -366,14 +369,9 @@ class Programming:
             change = self._backlog.take(room, deletions=not self._references.blocked)
             if change is None:
                 break
-            moved = self._moved(change)
-            if moved:
-                change.ids = [id_ for id_ in change.ids if id_ not in moved]
-                self._settle(change, moved)
-                self._wake_all(change.kind, moved, now)
-                if not change.ids:
-                    continue
-            flight = _Flight(change, change.ids, change.operations())
+            flight = self._flight(change, now)
+            if not flight.ids:
+                continue
             change.state = State.FLYING
             self._flights.append(flight)
             operations += flight.resources
@@ -383,28 +381,32 @@ class Programming:
             self._counters.programs += 1
         return operations
 
-    def _moved(self, change: Change) -> list[str]:
-        """The ids of a change that another stream holds in a newer revision, and has brought to the
-        data plane, or will before deletions are done."""
-        stream, kind = change.stream, change.kind
-        moved: list[str] = []
-        for other in self._streams.values():
-            held = other.live.held.get(kind)
-            if not held or other is stream or held.keys().isdisjoint(change.ids):
-                continue
-            # What is pushed has revisions of its own.
-            comparable = not (stream.id.kind.for_hosts or other.id.kind.for_hosts)
-            unsettled = other.unsettled.get(kind, {})
-            for _, id_, revision, payload in change.operations():
-                there = held.get(id_)
-                if there is None or (payload and not comparable):
-                    continue
-                if comparable and there.revision < revision + bool(payload):
-                    continue
-                waiting = unsettled.get(id_)
-                if waiting is None or waiting.state in ON_ITS_WAY:
-                    moved.append(id_)
-        return list(dict.fromkeys(moved))
+    def _flight(self, change: Change, now: int) -> _Flight:
+        """The operations of a change, as other streams allow (law 8)."""
+        flight = _Flight(change, change.ids, change.operations())
+        others = elsewhere(change, self._streams.values())
+        if not others:
+            return flight
+        operations: dict[str, Resource] = {}
+        settled: list[str] = []
+        put_off: list[str] = []
+        for id_, resource in zip(flight.ids, flight.resources, strict=True):
+            operations[id_] = resource
+            if id_ in others:
+                revision, older, flying = others[id_]
+                newest = resource.revision > revision
+                if not newest or (flying and not resource.payload):
+                    (put_off if flying else settled).append(id_)
+                    del operations[id_]
+                elif not resource.payload:
+                    operations[id_] = older
+        change.ids = [*operations, *put_off]
+        if settled:
+            self._settle(change, settled)
+            self._wake_all(change.kind, settled, now)
+        if put_off:
+            self._put_off.append(change.split(len(operations)) if operations else change)
+        return _Flight(change, list(operations), list(operations.values()))
 
     def programmed(self, refused: Mapping[int, Refusal], now: int) -> None:
         """The program under way is done, but for the refused operations: place in it → why."""
@@ -428,6 +430,10 @@ class Programming:
                 for id_, resource in zip(ids, resources, strict=True):
                     self._landed(change, id_, resource, None, now)
             offset += len(ids)
+        put_off, self._put_off = self._put_off, []
+        for change in put_off:
+            if change.standing():
+                self._evaluate(change, now)
 
     def _revoked(self, change: Change, now: int) -> None:
         """What took a permission away is applied."""
@@ -452,7 +458,7 @@ class Programming:
                 self._settle(change, [id_])
                 self._wake_all(kind, [id_], now)
                 return
-            successor.before = {id_: resource} if resource.payload else _NOTHING
+            successor.before = _NOTHING if change.deletion else {id_: resource}
             stream.uncount(change.mark, 1)
             self.touched[stream.id] = stream
             self.exceptions.clear(stream, kind, id_)

@@ -11,6 +11,7 @@ from goalstate.agent.dataplanes import ModelledDataPlane, ProgrammingModel, Read
 from goalstate.agent.fleet import Member
 from goalstate.gs import digest as digests
 from goalstate.gs.resources import Kind
+from goalstate.gs.streams import vpc_stream
 from tests.agent.fleet_rig import FleetRig, wait_until
 from tests.agent.rig import (
     HOST,
@@ -241,6 +242,24 @@ def test_what_changes_between_the_slices_is_no_drift(
         assert revision < 5000
     assert not drifts(rig)
     assert rig.core.counters.resyncs == 0
+
+
+def test_what_goes_in_one_vpc_and_is_back_from_another_between_the_slices_is_no_drift(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "SLICE", 1)
+    other = Publisher(vpc_stream("vpc-2"))
+    was, now = neighbor(9, revision=2, vpc_id="vpc-2"), neighbor(9, revision=4)
+    rig.on_vpc(now)
+    rig.put(other.publish(vpc(id_="vpc-2"), was))
+    rig.on_inbox(subscription(other.stream))
+    asked = len(rig.read_backs)
+    while Kind.NEIGHBOR not in rig.read_backs[asked:]:
+        rig.pass_time(0.01)
+    rig.on_vpc(gone(now))
+    rig.pass_time(INTERVAL_S)
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-9"] == was.payload
+    assert not drifts(rig)
 
 
 def test_a_data_plane_that_cannot_be_read_back_is_asked_once(rig: Rig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from goalstate.gs.resources import Kind
+from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import Mark, security_group_stream, vpc_stream
 from tests.agent.rig import (
     INBOX,
@@ -74,6 +74,96 @@ def test_an_id_that_came_from_another_vpc_survives_that_one(rig: Rig) -> None:
     rig.on_vpc(now)  # before it is known that it is gone there
     rig.on_inbox(gone(subscription(OTHER)))
     assert rig.plane.tables[Kind.NEIGHBOR] == {"port-1": now.payload}
+
+
+WAS = neighbor(1, revision=2, subnets=["subnet-2"], vpc_id="vpc-2")
+NOW = neighbor(1, revision=4)
+
+
+@pytest.fixture
+def old(rig: Rig) -> Publisher:
+    """Of a VPC that the host follows beside the first one, with what is to go from there."""
+    old = Publisher(OTHER)
+    rig.put(old.publish(vpc(id_="vpc-2"), subnet("subnet-2", vpc_id="vpc-2"), WAS))
+    rig.on_inbox(subscription(OTHER))
+    return old
+
+
+def on_old(rig: Rig, old: Publisher, *resources: Resource) -> None:
+    rig.put(old.publish(*resources))
+    rig.run()
+
+
+def test_that_an_id_went_counts_when_what_it_is_now_is_in_the_data_plane(
+    rig: Rig, old: Publisher
+) -> None:
+    before = old.mark
+    rig.slow = True
+    rig.on_vpc(neighbor(2))
+    on_old(rig, old, gone(WAS))
+    rig.on_vpc(NOW)
+    rig.finish()
+    assert rig.core.streams[OTHER].watermark == before
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-1"] == WAS.payload
+    rig.finish()
+    assert rig.core.streams[OTHER].watermark == old.mark
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-1"] == NOW.payload
+    assert not rig.waiting
+
+
+def test_an_id_that_went_is_gone_where_what_it_is_now_is_refused(rig: Rig, old: Publisher) -> None:
+    rig.slow = True
+    rig.on_vpc(neighbor(2))
+    on_old(rig, old, gone(WAS))
+    rig.on_vpc(NOW)
+    rig.finish()
+    rig.refuse.add("port-1")
+    rig.finish()
+    rig.refuse.clear()
+    rig.finish()
+    assert rig.core.streams[OTHER].watermark == old.mark
+    assert rig.plane.tables[Kind.NEIGHBOR].keys() == {"port-2"}
+    assert len(rig.exceptions()) == 1
+
+
+def test_what_is_older_is_not_put_over_what_is_newer(rig: Rig, old: Publisher) -> None:
+    rig.on_vpc(NOW)
+    on_old(rig, old, WAS._replace(revision=3))
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-1"] == NOW.payload
+    assert rig.core.streams[OTHER].watermark == old.mark
+
+
+def test_what_went_in_the_older_vpc_does_not_take_away_what_is_to_change(
+    rig: Rig, old: Publisher
+) -> None:
+    rig.on_vpc(NOW)
+    rig.on_vpc(neighbor(1, revision=5, subnets=["subnet-3"]))  # which is not there
+    on_old(rig, old, gone(WAS))
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-1"] == NOW.payload
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_the_older_vpc_still_has_is_back_where_the_newer_one_has_it_no_more(
+    together: bool,
+) -> None:
+    rig = Rig(audit_s=1)
+    rig.join(vpc(), subnet(), NOW)
+    old = Publisher(OTHER)
+    rig.put(old.publish(vpc(id_="vpc-2"), subnet("subnet-2", vpc_id="vpc-2")))
+    rig.on_inbox(subscription(OTHER))
+    rig.slow = together
+    rig.on_vpc(neighbor(2))
+    on_old(rig, old, WAS)
+    rig.on_vpc(gone(NOW))
+    rig.slow = False
+    while rig.waiting:
+        rig.finish()
+    assert rig.plane.tables[Kind.NEIGHBOR]["port-1"] == WAS.payload
+    assert not rig.exceptions()
+    rig.pass_time(3)
+    assert not any(rig.core.counters.drifts.values())
+    on_old(rig, old, gone(WAS))
+    assert rig.plane.tables[Kind.NEIGHBOR].keys() == {"port-2"}
 
 
 # --- order ---
