@@ -7,7 +7,7 @@ Laws, each checked by other means than the product keeps it by:
 2.  A wait is never early: when it says that a change has converged, every host that it counted
     holds all that the streams brought up to the change's marks, at that or a higher revision. A
     host whose agent was started anew is judged by any of its agents since the wait began, and by
-    the one that the publisher heard of last.
+    those that the publisher had heard of last when it began and when it ended.
 3.  What was acknowledged stays: the change of that number in the log is that intent. What was
     refused is not in the log.
 4.  When all faults are over and time has passed, every intent is decided, every wait has ended, and
@@ -18,7 +18,7 @@ Laws, each checked by other means than the product keeps it by:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from goalstate.agent.reports import applied
@@ -241,6 +241,24 @@ def _joined(core: Core, host: str, stream: StreamId) -> int:
     return record.revision - state.renewed.get(host, 0)
 
 
+def judged(
+    agents: Mapping[str, list[Agent]], since_ns: int, heard: Mapping[str, set[int]]
+) -> dict[str, list[Agent]]:
+    """Of each host the agents by which a wait that began then is judged. `heard`: incarnations that
+    the publisher had heard of last."""
+    return {
+        host: [
+            agent
+            for agent in all_
+            if agent.stopped_ns is None
+            or agent.stopped_ns >= since_ns
+            # Of one that was started anew and cut off nobody can know.
+            or agent.incarnation in heard.get(host, ())
+        ]
+        for host, all_ in agents.items()
+    }
+
+
 def check_wait(
     requirement: Requirement,
     concerned: dict[str, int],
@@ -283,7 +301,7 @@ def check_wait(
             continue
         wanted = [one for one in operations if one.host in ("", host)]
         lacks = [
-            [one for one in wanted if not _holds(agent, one, core)]
+            [one for one in wanted if not _holds(agent, stream, one, core)]
             for agent in agents.get(host, [])
         ]
         if not lacks:
@@ -307,8 +325,11 @@ def _told_of(agent: Agent, stream: StreamId) -> int:
     return subscription.revision if subscription is not None else 0
 
 
-def _holds(agent: Agent, one: _Operation, core: Core) -> bool:
-    """Is it as that operation, or a later one, made it?"""
+def _holds(agent: Agent, stream: StreamId, one: _Operation, core: Core) -> bool:
+    """Is it as that operation of a stream, or a later one, made it?
+
+    What it was in another VPC, whose stream has yet to say that it left, is no affair of this one.
+    """
     newest = max(
         (
             record.revision
@@ -318,11 +339,14 @@ def _holds(agent: Agent, one: _Operation, core: Core) -> bool:
         default=one.revision,
     )
     if one.kind is Kind.SUBSCRIPTION:
-        stream = agent.core.streams.get(StreamId.parse(one.id))
-        follows = stream is not None and not stream.leaving
+        followed = agent.core.streams.get(StreamId.parse(one.id))
+        follows = followed is not None and not followed.leaving
         return newest > one.revision or follows != one.deletion
     held = agent.programmed.get((one.kind, one.id))
-    if held is None:
+    if held is None or any(
+        other.id != stream and other.applied(one.kind).get(one.id) == held
+        for other in agent.core.streams.values()
+    ):
         return one.deletion or newest > one.revision
     return held.revision >= one.revision
 

@@ -210,17 +210,11 @@ class Client:
             key=lambda core: (core.epoch, core.change),
         )
         views = engine.convergence.hosts
-        agents = {
-            host: [
-                agent
-                for agent in all_
-                if agent.stopped_ns is None
-                or agent.stopped_ns >= request.since_ns
-                # Of one that was started anew and cut off nobody can know.
-                or (host in views and agent.incarnation == views[host].incarnation)
-            ]
-            for host, all_ in around.all_agents.items()
+        heard = {
+            host: {one.incarnation, request.heard.get(host, (0, 0))[0]}
+            for host, one in views.items()
         }
+        agents = checks.judged(around.all_agents, request.since_ns, heard)
 
         def has_left(agent: Agent, stream: StreamId, mark: Mark) -> bool:
             view = views.get(agent.host)
