@@ -32,7 +32,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import inbox_stream
 from goalstate.scale import oracle
-from goalstate.scale.random_intents import IntentSource, region
+from goalstate.scale.random_intents import IntentSource, moves, region
 from goalstate.scale.world import World, WorldSettings
 from tests.dpm.reading import Readings
 
@@ -137,6 +137,7 @@ def test_intents_of_every_kind_are_accepted_and_refused(sequences: list[Played])
     assert sum(len(played.refusals) for played in sequences) >= REFUSED
     assert min(put[kind] for kind in ObjectKind) >= SEQUENCES, put
     assert min(deleted[kind] for kind in ObjectKind) >= SEQUENCES // 40, deleted
+    assert sum(moves(played.intents) for played in sequences) >= 2 * SEQUENCES
     assert sum(played.stopped for played in sequences) >= SEQUENCES // 4
 
 

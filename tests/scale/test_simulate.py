@@ -91,6 +91,7 @@ def test_every_fault_happens_and_is_felt(results: list[Result]) -> None:
         assert counts[there_and_back] >= len(SEEDS) / 2, there_and_back
     assert counts["messages on sessions"] >= len(SEEDS)
     assert counts["changes in the log"] >= 5 * len(SEEDS)
+    assert counts["moves to another VPC"] >= len(SEEDS) / 2
     assert counts["waits ended"] >= 5 * len(SEEDS)
     assert counts["publisher starts"] >= 2 * len(SEEDS)
 

@@ -29,7 +29,7 @@ from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Resource
 from goalstate.gs.streams import Channel, StreamId
 from goalstate.gs.topics import Topics
-from goalstate.scale.random_intents import IntentSource
+from goalstate.scale.random_intents import IntentSource, moves
 from goalstate.scale.simulate import checks
 from goalstate.scale.simulate.checks import Violation
 from goalstate.scale.simulate.client import Client
@@ -474,7 +474,9 @@ class Run:
         counts["deliveries dropped"] += broker.dropped
         counts["deliveries repeated"] += broker.duplicated
         counts["deliveries reordered"] += broker.held_back
-        counts["changes in the log"] += len(checks.changes(broker, self.topics))
+        accepted = checks.changes(broker, self.topics)
+        counts["changes in the log"] += len(accepted)
+        counts["moves to another VPC"] += moves(change.intent for change in accepted)
         counts.update(self.wire.troubles)
         switched = Counter(self.streams.switches.values())
         counts["streams switched to sessions"] += switched[Channel.SESSION]
