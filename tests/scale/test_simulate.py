@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from goalstate.agent import programming
 from goalstate.agent.stream import Place, Reading
 from goalstate.agent.subscriptions import Subscriptions
 from goalstate.cli import simulation
@@ -278,6 +279,13 @@ def test_a_wait_that_ignores_what_is_pending_is_seen(
     found = first_violation(SEEDS)
     assert found is not None
     assert "converged" in found.violation
+
+
+def test_an_agent_that_minds_no_other_vpc_of_an_id_is_seen(
+    monkeypatch: pytest.MonkeyPatch, first_violation: FirstViolation
+) -> None:
+    monkeypatch.setattr(programming, "elsewhere", lambda change, streams: {})
+    assert first_violation(SEEDS) is not None
 
 
 def test_an_agent_that_fails_is_seen(
