@@ -167,7 +167,7 @@ def grpc_server(
             # Without this a second server on the port is not refused but gets half of the calls.
             ("grpc.so_reuseport", 0),
             # Who has a call open may ask whether we are there, so often (milliseconds).
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ],
     )
 
