@@ -28,6 +28,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 MAX_GRPC_BYTES = 64 * 1024 * 1024
 #: Calls of one connection at a time. Each that waits for something is one.
 MAX_CALLS = 1000
+#: Metadata of an UNAVAILABLE that a publisher says: where the one is that serves the region, empty
+#: if it does not know. An UNAVAILABLE without it says that no publisher answered.
+ACTIVE_ADDRESS = "goalstate-active-address"
+#: Trailing metadata of the answer to one that was shed: milliseconds after which to try again.
+#: Clients of gRPC with a retry policy know it.
+RETRY_AFTER = "grpc-retry-pushback-ms"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -21,12 +21,10 @@ from goalstate.bus.base import Sink
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
 from goalstate.gs.sharding import SHARD
 from goalstate.gs.streams import StreamId
-from goalstate.process import MAX_GRPC_BYTES
+from goalstate.process import ACTIVE_ADDRESS, MAX_GRPC_BYTES
 
 log = structlog.get_logger()
 
-#: Metadata of an UNAVAILABLE: where the publisher is that serves the region.
-ACTIVE_ADDRESS = "goalstate-active-address"
 #: Seconds before another attempt: doubled at each failure up to the second number.
 BACKOFF_S = (0.1, 5.0)
 _OPTIONS = [

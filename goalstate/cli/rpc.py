@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from goalstate.cli.errors import CommandError, InputError, Refused, Undecided, Unreachable
-from goalstate.dpm.errors import RETRY_AFTER
+from goalstate.process import RETRY_AFTER
 
 #: The largest message either way, in bytes.
 MESSAGE_LIMIT = 64 * 1024 * 1024

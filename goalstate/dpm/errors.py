@@ -12,10 +12,6 @@ DpmError
 A refused intent is `goalstate.gs.errors.IntentRejected`: the caller's fault, not ours.
 """
 
-#: Trailing metadata of the answer to one that was shed: milliseconds after which to try again.
-#: Clients of gRPC with a retry policy know it.
-RETRY_AFTER = "grpc-retry-pushback-ms"
-
 
 class DpmError(Exception):
     """Root of this room's errors."""

@@ -33,9 +33,9 @@ from google.protobuf.message import Message
 
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
-from goalstate.dpm.service import ACTIVE_ADDRESS, SERVICE, Context
+from goalstate.dpm.service import SERVICE, Context
 from goalstate.gs.sharding import SHARD
-from goalstate.process import MAX_GRPC_BYTES
+from goalstate.process import ACTIVE_ADDRESS, MAX_GRPC_BYTES
 
 log = structlog.get_logger()
 

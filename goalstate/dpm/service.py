@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from goalstate.dpm.convergence import Lease, Progress
 from goalstate.dpm.engine import Engine, Outcome
-from goalstate.dpm.errors import RETRY_AFTER, NotServing, Overloaded, UnknownChange
+from goalstate.dpm.errors import NotServing, Overloaded, UnknownChange
 from goalstate.dpm.exceptions import WHY, tell_exceptions
 from goalstate.dpm.metrics import Metrics
 from goalstate.gs import digest as digests
@@ -31,6 +31,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import (
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Channel, StreamKind
+from goalstate.process import ACTIVE_ADDRESS, RETRY_AFTER
 
 #: Bytes of violations that a refusal names: a client takes 8 KB of trailers, unless told otherwise.
 VIOLATION_BYTES = 4096
@@ -41,10 +42,6 @@ PIECE_OBJECTS = 2000
 MAX_WAIT_S = 24 * 3600.0
 SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
 _APPLY = f"/{SERVICE}/Apply"
-
-#: Metadata of an UNAVAILABLE that a publisher says: where the one is that serves the region, empty
-#: if it does not know. An UNAVAILABLE without it says that no publisher answered.
-ACTIVE_ADDRESS = "goalstate-active-address"
 
 #: grpc.aio.ServicerContext; the library has no types.
 Context: TypeAlias = Any

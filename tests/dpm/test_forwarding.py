@@ -15,14 +15,13 @@ from grpc_status import rpc_status
 from goalstate.dpm import forwarding as forwarding_module
 from goalstate.dpm.forwarding import FORWARDED_BY, Forwarding
 from goalstate.dpm.metrics import Metrics
-from goalstate.dpm.service import ACTIVE_ADDRESS
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Intent
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.process import bind, grpc_server
+from goalstate.process import ACTIVE_ADDRESS, bind, grpc_server
 from tests.dpm.test_path_independence import HOSTS, build, port
 from tests.dpm.test_service import BOUND, CODES, Served, error_of, report_all, served, violations
 from tests.dpm.wires import Region, until

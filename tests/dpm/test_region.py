@@ -21,7 +21,7 @@ from goalstate.dpm import peers, spread, standby
 from goalstate.dpm.admission import Admission
 from goalstate.dpm.convergence import Progress
 from goalstate.dpm.engine import Engine
-from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable, Overloaded
+from goalstate.dpm.errors import LogUnreadable, Overloaded
 from goalstate.dpm.region import RegionService
 from goalstate.gs import intent_codec
 from goalstate.gs.intent import Deletion, Host, Intent, ObjectKind, Vpc
@@ -30,7 +30,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.sharding import shard_of
 from goalstate.gs.topics import Topics
-from goalstate.process import StartError
+from goalstate.process import RETRY_AFTER, StartError
 from tests.dpm.test_path_independence import build, network, port
 from tests.dpm.test_service import (
     BOUND,

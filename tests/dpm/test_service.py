@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from goalstate.dpm.__main__ import run
 from goalstate.dpm.config import DpmConfig
-from goalstate.dpm.errors import RETRY_AFTER, LogUnreadable
+from goalstate.dpm.errors import LogUnreadable
 from goalstate.dpm.forwarding import FORWARDED_BY
 from goalstate.dpm.service import SERVICE
 from goalstate.gs import intent_codec
@@ -35,7 +35,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc a
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
 from goalstate.gs.streams import Mark, StreamId, inbox_stream, vpc_stream
 from goalstate.gs.topics import Topics
-from goalstate.process import StartError, clock_id
+from goalstate.process import RETRY_AFTER, StartError, clock_id
 from tests.dpm.test_engine import append, host_report
 from tests.dpm.test_path_independence import HOSTS, RACKS, build, host, port
 from tests.dpm.wires import Region, Wire, until
