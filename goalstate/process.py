@@ -28,6 +28,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 MAX_GRPC_BYTES = 64 * 1024 * 1024
 #: Calls of one connection at a time. Each that waits for something is one.
 MAX_CALLS = 1000
+#: Channel argument of all that calls a process of ours: never through a proxy.
+DIRECTLY = ("grpc.enable_http_proxy", 0)
 #: Metadata of an UNAVAILABLE that a publisher says: where the one is that serves the region, empty
 #: if it does not know. An UNAVAILABLE without it says that no publisher answered.
 ACTIVE_ADDRESS = "goalstate-active-address"

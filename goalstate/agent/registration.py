@@ -14,7 +14,7 @@ from goalstate.gs.naming import SimulatedHost
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.process import StartError
+from goalstate.process import DIRECTLY, StartError
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ async def register(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address, options=[DIRECTLY]) as channel:
         stub = api_grpc.DataPlaneManagerStub(channel)
         status = await _asked(stub.GetStatus, api.StatusRequest(brief=True), address, deadline)
         check_shards(len(status.shards) or 1, shards)

@@ -21,7 +21,7 @@ from goalstate.bus.base import Sink
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
 from goalstate.gs.sharding import SHARD
 from goalstate.gs.streams import StreamId
-from goalstate.process import ACTIVE_ADDRESS, MAX_GRPC_BYTES
+from goalstate.process import ACTIVE_ADDRESS, DIRECTLY, MAX_GRPC_BYTES
 
 log = structlog.get_logger()
 
@@ -29,9 +29,12 @@ log = structlog.get_logger()
 BACKOFF_S = (0.1, 5.0)
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
-    # A publisher that is gone without a word is noticed within (milliseconds).
+    DIRECTLY,
+    # A publisher that is gone without a word is noticed within the sum of these (milliseconds),
+    # however long nothing was said: by itself gRPC asks less often then.
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # How long to wait for a connection is decided here.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),

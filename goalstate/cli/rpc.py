@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from goalstate.cli.errors import CommandError, InputError, Refused, Undecided, Unreachable
-from goalstate.process import RETRY_AFTER
+from goalstate.process import DIRECTLY, RETRY_AFTER
 
 #: The largest message either way, in bytes.
 MESSAGE_LIMIT = 64 * 1024 * 1024
@@ -31,7 +31,7 @@ CALL_S = 30.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
-    ("grpc.enable_http_proxy", 0),
+    DIRECTLY,
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -35,7 +35,7 @@ from goalstate.dpm.engine import Engine
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.service import SERVICE, Context
 from goalstate.gs.sharding import SHARD
-from goalstate.process import ACTIVE_ADDRESS, MAX_GRPC_BYTES
+from goalstate.process import ACTIVE_ADDRESS, DIRECTLY, MAX_GRPC_BYTES
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ _BROKEN = "Internal error from Core"
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
-    ("grpc.enable_http_proxy", 0),
+    DIRECTLY,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),

@@ -295,5 +295,15 @@ def test_a_dpm_that_refuses_the_hosts_or_does_not_answer_is_named() -> None:
     asyncio.run(scenario())
 
 
+def test_no_proxy_is_asked_for_the_dpm(through_a_proxy: None) -> None:
+    async def scenario() -> None:
+        registry = Registry(0, grpc.StatusCode.OK)
+        async with dpm(registry) as address:
+            await register(HOSTS, address, 0.5)
+        assert len(registry.batches) == 1
+
+    asyncio.run(scenario())
+
+
 def test_the_rig_and_the_process_mean_the_same_topics() -> None:
     assert TOPICS.prefix == "persistent://goalstate/region"

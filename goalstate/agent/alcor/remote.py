@@ -23,7 +23,7 @@ import grpc
 from goalstate.gs.pb.alcor.schema import goalstate_pb2, provisioner_pb2_grpc
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2, agent_pb2_grpc
 from goalstate.gs.versions import FORMAT_V1, FORMAT_V2
-from goalstate.process import MAX_GRPC_BYTES
+from goalstate.process import DIRECTLY, MAX_GRPC_BYTES
 
 #: Seconds in which an agent must be reached, and answer what it speaks.
 CONNECT_S = 5.0
@@ -32,6 +32,7 @@ _NEVER_MS = (1 << 31) - 1
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
+    DIRECTLY,
     # A connection of its own, which is not given up because it is idle, and no hidden second try.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.client_idle_timeout_ms", _NEVER_MS),

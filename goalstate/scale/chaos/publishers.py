@@ -18,6 +18,7 @@ from goalstate.gs.intent import FIELDS, ObjectKind
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
+from goalstate.process import DIRECTLY
 
 #: Seconds between two looks at who serves, and for the answer to one.
 LOOK_S = 0.2
@@ -30,7 +31,7 @@ MESSAGE_BYTES = 256 * 1024 * 1024
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.enable_http_proxy", 0),
+    DIRECTLY,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),

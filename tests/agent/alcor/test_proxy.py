@@ -426,6 +426,14 @@ def test_what_an_agent_speaks_is_asked_and_no_answer_is_none() -> None:
     run(scenario)
 
 
+def test_no_http_proxy_is_asked_for_an_agent(through_a_proxy: None) -> None:
+    async def scenario() -> None:
+        async with ForeignAgent("v2").serving() as address, proxied(address) as one:
+            await one.speaks("v2")
+
+    run(scenario)
+
+
 def test_what_agents_speak_is_a_metric() -> None:
     async def scenario() -> None:
         async with ForeignAgent("v1").serving() as address, proxied(address) as one:
