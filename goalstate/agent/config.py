@@ -130,8 +130,8 @@ class AgentConfig(BaseSettings):
     metrics_address: str = "127.0.0.1"
     dpm: tuple[str, ...] = Field(
         default=(),
-        description="HOST:PORT of the region's DPMs, tried in turn, for VPCs that are on sessions; "
-        "none: the one of register_with",
+        description="HOST:PORT of all DPMs of the region, tried in turn, for VPCs that are on "
+        "sessions; none: the one of register_with",
     )
     register_with: str | None = Field(
         default=None, description="HOST:PORT of a DPM that the hosts are made known to"

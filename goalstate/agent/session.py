@@ -75,12 +75,14 @@ class SessionClient:
 
     async def _run(self) -> None:
         failures = turn = 0
-        named = ""
+        named = told = ""
         while True:
             if not len(self.follows):
                 self._wanted.clear()
                 await self._wanted.wait()
-            address = named or self._addresses[turn % len(self._addresses)]
+            # The last that was named stays one of them: of those given, none may be there.
+            addresses = [*self._addresses, *({told} - {"", *self._addresses})]
+            address = named or addresses[turn % len(addresses)]
             before = self.opened
             try:
                 named = await self._session(address)
@@ -91,6 +93,7 @@ class SessionClient:
                 failures = 0
             if named == address:
                 named = ""  # it says so, and does not serve
+            told = named or told
             if not named:
                 turn += 1
             failures += 1

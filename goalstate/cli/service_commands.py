@@ -125,8 +125,8 @@ def agent_run(
     dpm: Annotated[
         list[str] | None,
         typer.Option(
-            help="HOST:PORT of a DPM to open a session to, for small VPCs; may be given several "
-            "times. By default the one of --register."
+            help="HOST:PORT of a DPM to open a session to, for small VPCs; to be given once for "
+            "each DPM of the region. By default the one of --register."
         ),
     ] = None,
     state_dir: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -13,27 +13,34 @@ import pytest
 from goalstate.agent import session
 from goalstate.agent.session import SessionClient
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2_grpc
-from goalstate.process import bind
+from goalstate.process import ACTIVE_ADDRESS, bind
 from goalstate.scale.chaos.link import Link
 from tests.agent.fleet_rig import wait_until
 
 
 class Publisher(session_pb2_grpc.StreamSessionsServicer):
-    """Serves sessions, and has nothing to tell."""
+    """Serves sessions, in which it has nothing to tell, until it stops."""
+
+    def __init__(self, serves: str = "") -> None:
+        """`serves`: the address of the one that serves, if it is not this one."""
+        self.serves = serves
+        self.stops = asyncio.Event()
 
     async def Open(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        await context.send_initial_metadata(())
-        async for _ in request_iterator:
-            pass
+        if not self.serves:
+            await context.send_initial_metadata(())
+            await self.stops.wait()
+        context.set_trailing_metadata(((ACTIVE_ADDRESS, self.serves),))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "not serving just now")
         for nothing in ():
             yield nothing
 
 
 @asynccontextmanager
-async def publisher() -> AsyncIterator[str]:
+async def publisher(one: Publisher | None = None) -> AsyncIterator[str]:
     # Takes pings however often they come.
     server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 1)])
-    session_pb2_grpc.add_StreamSessionsServicer_to_server(Publisher(), server)
+    session_pb2_grpc.add_StreamSessionsServicer_to_server(one or Publisher(), server)
     address = bind(server, "127.0.0.1:0")
     await server.start()
     try:
@@ -76,5 +83,25 @@ def test_no_proxy_is_asked_for_a_publisher(through_a_proxy: None) -> None:
     async def scenario() -> None:
         async with publisher() as address, client(address) as one:
             await wait_until(lambda: one.is_open, "a session is open")
+
+    asyncio.run(scenario())
+
+
+def test_a_publisher_that_was_named_once_is_tried_again_when_no_other_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "BACKOFF_S", (0.001, 0.001))
+
+    async def scenario() -> None:
+        active = Publisher()
+        async with publisher(active) as there, AsyncExitStack() as standby:
+            given = await standby.enter_async_context(publisher(Publisher(serves=there)))
+            async with client(given) as one:
+                await wait_until(lambda: one.is_open, "a session with the one that was named")
+                await standby.aclose()
+                active.stops.set()
+                await wait_until(lambda: not one.is_open, "it is over")
+                active.stops.clear()
+                await wait_until(lambda: one.is_open, "another one")
 
     asyncio.run(scenario())
