@@ -14,15 +14,19 @@ from goalstate.gs.naming import SimulatedHost
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.pb.goalstate.northbound.v1 import intent_pb2
-from goalstate.process import DIRECTLY, StartError
+from goalstate.process import DIRECTLY, RETRY_AFTER, StartError
 
 log = structlog.get_logger()
 
 #: Hosts in one intent.
 BATCH = 1000
 RETRY_S = 1.0
-#: What passes by itself: the DPM starts, or waits for its broker.
-_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+#: What passes by itself: the DPM starts, waits for its broker, or has more to do than it can.
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 
 
 async def register(
@@ -71,10 +75,17 @@ async def _asked(call: Callable[..., Any], request: Any, address: str, deadline:
                 ) from error
             if not reason or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 reason = error.details()  # our own deadline says less than what it said before
-            if left <= RETRY_S:
+            after_s = _after_s(error)
+            if left <= after_s:
                 raise StartError(
                     f"the DPM at {address} did not take the hosts in time: {reason}; "
                     "is it up? give another address, or start without --register"
                 ) from error
             log.info("waiting for the DPM", dpm=address, reason=reason)
-        await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(after_s)
+
+
+def _after_s(error: grpc.aio.AioRpcError) -> float:
+    """Seconds after which to try again: as the DPM says, where it does."""
+    told = dict(error.trailing_metadata() or ()).get(RETRY_AFTER, "")
+    return int(told) / 1000 if isinstance(told, str) and told.isdecimal() else RETRY_S

@@ -26,7 +26,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2_grpc as api_grpc
 from goalstate.gs.resources import Resource
 from goalstate.gs.streams import inbox_stream
-from goalstate.process import StartError
+from goalstate.process import RETRY_AFTER, StartError
 from tests.agent.fleet_rig import FleetRig, wait_until
 from tests.agent.rig import STREAM, TOPICS, Publisher, neighbor, port, subnet, subscription, vpc
 
@@ -217,14 +217,17 @@ def test_a_broker_url_of_another_kind_is_refused() -> None:
 class Registry(api_grpc.DataPlaneManagerServicer):
     """Takes hosts, after it failed so many times."""
 
-    def __init__(self, failures: int, code: grpc.StatusCode) -> None:
+    def __init__(self, failures: int, code: grpc.StatusCode, after_ms: str = "") -> None:
         self.failures = failures
         self.code = code
+        self.after_ms = after_ms
         self.batches: list[list[str]] = []
 
     async def Apply(self, request: api.ApplyRequest, context: Any) -> api.ApplyReply:
         if self.failures:
             self.failures -= 1
+            if self.after_ms:
+                context.set_trailing_metadata(((RETRY_AFTER, self.after_ms),))
             await context.abort(self.code, "not now")
         self.batches.append([host.id for host in request.intent.hosts])
         return api.ApplyReply(change=1)
@@ -291,6 +294,20 @@ def test_a_dpm_that_refuses_the_hosts_or_does_not_answer_is_named() -> None:
         async with dpm(Registry(10**6, grpc.StatusCode.UNAVAILABLE)) as address:
             with pytest.raises(StartError, match="in time: not now; is it up"):
                 await register(HOSTS, address, 0.5)
+
+    asyncio.run(scenario())
+
+
+def test_hosts_that_are_shed_are_made_known_when_the_dpm_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("goalstate.agent.registration.RETRY_S", 3600)
+
+    async def scenario() -> None:
+        registry = Registry(2, grpc.StatusCode.RESOURCE_EXHAUSTED, after_ms="7")
+        async with dpm(registry) as address:
+            await register(HOSTS, address, 10)
+        assert len(registry.batches) == 1
 
     asyncio.run(scenario())
 
