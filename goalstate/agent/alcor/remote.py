@@ -10,12 +10,14 @@ Laws:
     and no reply counts that came over another connection.
 3.  One message is under way at a time.
 4.  An agent process of ours is asked again each CHECK_S seconds, so that one whose machine is gone
-    without a word is found. Others are found at the next push, or by the connection's keepalive.
+    without a word is found. Others get an empty push each QUIET_S seconds for that: between two
+    pushes there may be no call, and gRPC asks nobody then whether he is there.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -28,6 +30,7 @@ from goalstate.process import DIRECTLY, MAX_GRPC_BYTES
 #: Seconds in which an agent must be reached, and answer what it speaks.
 CONNECT_S = 5.0
 CHECK_S = 10.0
+QUIET_S = 300.0
 _NEVER_MS = (1 << 31) - 1
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
@@ -40,9 +43,12 @@ _OPTIONS = [
     # While it is tried for, soon again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Finds an agent whose machine is gone. More often than 300 s is more than servers must bear.
-    ("grpc.keepalive_time_ms", 330_000),
 ]
+#: What says nothing, in each format.
+_EMPTY: dict[int, goalstate_pb2.GoalState | goalstate_pb2.GoalStateV2] = {
+    FORMAT_V2: goalstate_pb2.GoalStateV2(format_version=FORMAT_V2),
+    FORMAT_V1: goalstate_pb2.GoalState(format_version=FORMAT_V1),
+}
 #: How a call ends that met no agent, or lost it; all others are answers.
 _UNREACHED = (
     grpc.StatusCode.UNAVAILABLE,
@@ -84,6 +90,7 @@ class Session:
         self._answer_s = answer_s
         self._stub = provisioner_pb2_grpc.GoalStateProvisionerStub(channel)
         self._call: Any = None
+        self._turn = asyncio.Lock()
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         # What leaves READY, if only for a moment, is another connection afterwards.
         self._watch = asyncio.ensure_future(
@@ -104,11 +111,15 @@ class Session:
     async def over(self) -> str:
         """Wait until the session is over; gives the reason."""
         while True:
-            done, _ = await asyncio.wait((self._over,), timeout=CHECK_S)
+            after_s = CHECK_S if self.native else QUIET_S
+            done, _ = await asyncio.wait((self._over,), timeout=after_s)
             if done:
                 return self._over.result()
             if self.native:
                 await self._check()
+            else:
+                with suppress(PushRefused, SessionLost):  # that is an answer, or it is over
+                    await self.push(_EMPTY[self.format])
 
     async def _check(self) -> None:
         """Is the agent still there, and the same?"""
@@ -125,6 +136,12 @@ class Session:
         self, message: goalstate_pb2.GoalState | goalstate_pb2.GoalStateV2
     ) -> goalstate_pb2.GoalStateOperationReply:
         """Push one message, and give the reply. Raises SessionLost, PushRefused."""
+        async with self._turn:
+            return await self._push(message)
+
+    async def _push(
+        self, message: goalstate_pb2.GoalState | goalstate_pb2.GoalStateV2
+    ) -> goalstate_pb2.GoalStateOperationReply:
         if self._over.done():
             raise SessionLost(self._over.result())
         try:
@@ -242,10 +259,7 @@ async def _ask(session: Session, host: str) -> None:
 
 async def _probe(session: Session) -> int:
     """The format that an agent takes which has nothing but the schema's services."""
-    for number, empty in (
-        (FORMAT_V2, goalstate_pb2.GoalStateV2(format_version=FORMAT_V2)),
-        (FORMAT_V1, goalstate_pb2.GoalState(format_version=FORMAT_V1)),
-    ):
+    for number, empty in _EMPTY.items():
         try:
             await session.push(empty)
         except PushRefused as error:

@@ -24,6 +24,7 @@ from goalstate.gs.pb.alcor.schema import resources_pb2
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import inbox_stream
 from goalstate.process import StartError
+from goalstate.scale.chaos.link import Link
 from tests.agent.alcor.rig import INFO, ForeignAgent, agent
 from tests.agent.fleet_rig import FleetRig, wait_until
 from tests.agent.rig import (
@@ -84,12 +85,14 @@ class Pushed:
 
 
 @asynccontextmanager
-async def proxied(address: str, *, pending_s: float = 30.0) -> AsyncIterator[Pushed]:
+async def proxied(
+    address: str, *, answer_s: float = 10, pending_s: float = 30.0
+) -> AsyncIterator[Pushed]:
     rig = FleetRig()
     settings = FleetSettings(HostSettings(TOPICS), TOPICS.reports(0), "clock", lease_s=3600)
     fleet = Fleet(rig.bus, [], settings, lambda host: MemoryDataPlane())
     await fleet.start()
-    proxy = Proxy(fleet, Member(HOST, GROUP), address, answer_s=10, pending_s=pending_s)
+    proxy = Proxy(fleet, Member(HOST, GROUP), address, answer_s=answer_s, pending_s=pending_s)
     proxy.start()
     try:
         one = Pushed(rig, fleet, proxy)
@@ -260,6 +263,24 @@ def test_an_agent_of_ours_that_is_gone_without_a_word_is_found(
             monkeypatch.setattr(remote_module, "CONNECT_S", 3.0)
             answers.set()
             await one.speaks("v2")
+
+    run(scenario)
+
+
+@both
+def test_a_foreign_agent_that_is_gone_without_a_word_is_found(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "QUIET_S", 0.01)
+
+    async def scenario() -> None:
+        async with ForeignAgent(version).serving() as address:
+            link = Link(address)
+            async with proxied(await link.start(), answer_s=0.2) as one:
+                await one.told()
+                link.cut()
+                await one.speaks("unreachable")
+            await link.close()
 
     run(scenario)
 
