@@ -66,10 +66,11 @@ class PushDataPlane:
         """Have deleted what the agent may hold and is not wanted. Raises SessionLost."""
         stale = [
             Resource(kind, id_, revision + 1, b"")
-            for (kind, id_), revision in sorted(self._may_hold.items(), reverse=True)
+            for (kind, id_), revision in self._may_hold.items()
             if (kind, id_) not in wanted
         ]
-        for part in messages.parts(sorted(stale, key=lambda one: _DELETION_ORDER[one.kind])):
+        stale.sort(key=lambda one: (_DELETION_ORDER[one.kind], one.id))
+        for part in messages.parts(stale):
             for place, refusal in (await self._bring(part)).items():
                 log.warning("cannot delete", resource=stale[place].name, reason=refusal.reason)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from goalstate.agent.alcor import proxy as proxy_module
 from goalstate.agent.alcor import remote as remote_module
 from goalstate.agent.alcor import remotes
+from goalstate.agent.alcor.dataplane import PushDataPlane
 from goalstate.agent.alcor.proxy import SPEAKS, Proxy
 from goalstate.agent.alcor.remote import NotReached, connect
 from goalstate.agent.alcor.service import Capabilities
@@ -375,6 +377,24 @@ def test_an_agent_that_takes_its_host_over_is_left_alone_until_it_gives_it_back(
             one.put(neighbor(4))
             await one.told()
             assert one.rig.hosts[HOST].incarnation > own
+
+    run(scenario)
+
+
+def test_what_cannot_be_deleted_at_the_beginning_is_named() -> None:
+    async def scenario() -> None:
+        foreign = ForeignAgent("v2", refuse=["group-1"])
+        may_hold = {(Kind.SECURITY_GROUP, "group-1"): 1, (Kind.NEIGHBOR, "port-2"): 1}
+        async with foreign.serving() as address:
+            session = await connect(address, HOST, 10)
+            plane = PushDataPlane(HOST, session, may_hold, pending_s=30)
+            with capture_logs() as logs:
+                await plane.sweep(set())
+            await session.close()
+        assert [one["resource"] for one in logs if "cannot delete" in one["event"]] == [
+            "security_group/group-1"
+        ]
+        assert set(may_hold) == {(Kind.SECURITY_GROUP, "group-1")}
 
     run(scenario)
 
