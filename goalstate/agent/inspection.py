@@ -66,10 +66,11 @@ class InspectionService(agent_pb2_grpc.InspectionServicer):
                 )
         for name in request.hosts or list(hosts):
             for fleet in self._fleets:
-                core = fleet.hosts[name].core
-                for stream in list(core.streams.values()):
+                host = fleet.hosts.get(name)
+                # A proxy may have released it while this was read.
+                for stream in list(host.core.streams.values()) if host is not None else ():
                     if only in (None, stream.id):
-                        for piece in pieces(core, stream, kinds, summary=request.summary):
+                        for piece in pieces(host.core, stream, kinds, summary=request.summary):
                             yield piece
 
 

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,6 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from goalstate.agent.__main__ import run
 from goalstate.agent.config import AgentConfig
+from goalstate.agent.fleet import Member
+from goalstate.agent.inspection import InspectionService
 from goalstate.agent.registration import register
 from goalstate.bus.errors import BusError
 from goalstate.gs.naming import simulated_host
@@ -155,6 +158,28 @@ async def look(channel: grpc.aio.Channel) -> None:
         health_pb2.HealthCheckRequest(service="goalstate.agent.v1.Inspection")
     )
     assert status.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_what_hosts_have_applied_is_told_without_those_that_are_released_meanwhile() -> None:
+    async def scenario() -> None:
+        rig = FleetRig()
+        members = [Member(host.id, host.group) for host in HOSTS[:3]]
+        async with rig.fleet(members) as fleet:
+            inbox = Publisher(inbox_stream(HOSTS[0].group))
+            rig.put(inbox.publish(*(port(n) for n in range(3)), host=HOSTS[0].id))
+            await wait_until(
+                lambda: all(rig.told(m.host, str(inbox.stream)) for m in members), "all have it"
+            )
+            told = []
+            request = agent_pb2.GetAppliedRequest()
+            async for piece in InspectionService(fleet).GetApplied(request, SimpleNamespace()):
+                if not told:
+                    fleet.release(fleet.hosts[HOSTS[1].id])
+                told.append(piece.host)
+            assert told == [HOSTS[0].id, HOSTS[2].id]
+        await rig.bus.close()
+
+    asyncio.run(scenario())
 
 
 def scrape(address: str) -> str:
