@@ -44,13 +44,16 @@ class PeerService(peer_pb2_grpc.PeerServicer):
                 grpc.StatusCode.INVALID_ARGUMENT, f"there is no shard {request.shard}"
             )
         engine = self._engines[request.shard]
+        # A caller that goes away does not leave it half done, and the next one waits all the same.
+        given = await asyncio.shield(asyncio.ensure_future(self._give(engine, request)))
+        return peer_pb2.HandOverReply(given=given)
+
+    async def _give(self, engine: Engine, request: peer_pb2.HandOverRequest) -> bool:
         async with self._giving:
             if not gives(engine.held, request.held):
-                return peer_pb2.HandOverReply(given=False)
+                return False
             log.info("asked to hand over", shard=request.shard, by=request.writer)
-            # A caller that goes away does not leave it half done.
-            given = await asyncio.shield(asyncio.ensure_future(engine.hand_over()))
-        return peer_pb2.HandOverReply(given=given)
+            return await engine.hand_over()
 
 
 async def level(engines: Sequence[Engine]) -> None:

@@ -12,7 +12,9 @@ import pytest
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import NotServing
 from goalstate.dpm.metrics import Metrics
+from goalstate.dpm.peers import PeerService
 from goalstate.dpm.spread import STEP_S, Spread, asks, patience_s
+from goalstate.gs.pb.goalstate.peer.v1 import peer_pb2
 from goalstate.gs.topics import Topics
 from tests.dpm.test_engine import CLOCK_ID, Clock, apply, begin, crash, serving_now
 from tests.dpm.test_path_independence import HOSTS, build
@@ -235,3 +237,38 @@ def test_a_shard_that_nobody_takes_is_taken_back() -> None:
             await one.stop()
 
     run(test)
+
+
+class Giving:
+    """An engine as the peer service sees one: it holds three shards, and gives when it is told."""
+
+    def __init__(self) -> None:
+        self.held = 3
+        self.begun = 0
+        self.gives = asyncio.Event()
+
+    async def hand_over(self) -> bool:
+        self.begun += 1
+        await self.gives.wait()
+        self.held -= 1
+        return True
+
+
+def test_one_shard_is_handed_over_at_a_time_also_where_who_asked_for_it_is_gone() -> None:
+    async def test() -> None:
+        engine = Giving()
+        service = PeerService([engine] * SHARDS)  # type: ignore[list-item]
+        request = peer_pb2.HandOverRequest(shard=1, held=1, writer="two")
+        first = asyncio.ensure_future(service.HandOver(request, None))
+        await until(lambda: engine.begun, "it hands over")
+        first.cancel()
+        await asyncio.wait([first])
+        second = asyncio.ensure_future(service.HandOver(request, None))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert engine.begun == 1
+        engine.gives.set()
+        assert not (await second).given, "it holds one more than who asks"
+        assert engine.held == 2
+
+    asyncio.run(test())
