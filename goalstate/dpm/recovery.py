@@ -216,10 +216,10 @@ async def _first_missing(
     `before` is the mark before them, which is there, or was.
     """
     newest = await head_of(bus, topic, stream)
-    head = newest.envelope.mark if newest is not None else ORIGIN
-    if head < marks[0]:
+    if newest is None or newest.envelope.mark < marks[0]:
         return marks[0]
-    if head == marks[0]:
+    # An IN_SYNC message has the mark of one that may not be there.
+    if newest.envelope.mark == marks[0] and newest.envelope.kind is MessageKind.DELTA:
         return marks[1] if len(marks) > 1 else None
     # One that comes before what it follows is of no use to a reader: it counts in its order only,
     # and after what is before them all, wherever that is for the last time.

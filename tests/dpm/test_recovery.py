@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from goalstate.dpm.building import in_sync
 from goalstate.dpm.core import Core
 from goalstate.dpm.errors import LogUnreadable
 from goalstate.dpm.intent_log import IntentLog
@@ -136,6 +137,10 @@ def test_a_log_of_the_other_placement_is_refused() -> None:
         ((0, 2, 1, 3), [2, 3]),
         ((1, 2, 3, 0), [1, 2, 3]),
         ((0, 1, 0, 1, 2, 3), []),
+        ((0, -1), [1, 2, 3]),
+        ((0, 1, -1), [2, 3]),
+        ((0, 1, -2), [2, 3]),
+        ((1, 2, 3, -3), []),
     ],
 )
 def test_from_the_first_that_is_missing_on_all_are_sent_again(
@@ -143,7 +148,7 @@ def test_from_the_first_that_is_missing_on_all_are_sent_again(
 ) -> None:
     """Also where a later one is on the topic: a send failed, and the next one did not. Perhaps the
     failed one was sent again, and is behind it: nobody can read over that. (0 is one of before,
-    that was published.)"""
+    that was published; a number below is an IN_SYNC message, which says a mark only.)"""
 
     async def test(region: Region) -> None:
         core = Core(region.topics)
@@ -155,7 +160,9 @@ def test_from_the_first_that_is_missing_on_all_are_sent_again(
             publications += accepted.publications
         topic = region.topics.of_stream(vpc_stream("v"))
         for number in there:
-            publication = publications[number]
+            publication = publications[abs(number)]
+            if number < 0:
+                publication = in_sync(publication.envelope)
             properties = to_properties(publication.envelope)
             region.broker.publish(topic, publication.payload, properties=properties)
         missing = await not_on_topics(region.bus(), region.topics, publications[1:])
