@@ -154,8 +154,6 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
     async def Wait(self, request: api.WaitRequest, context: Context) -> api.WaitReply:
         started = time.perf_counter()
         progress = await self._wait(request, context)
-        if progress.converged and progress.latencies_ns:
-            self._metrics.convergence_seconds.observe(max(progress.latencies_ns) / 1e9)
         return _wait_reply(progress, time.perf_counter() - started)
 
     async def Watch(
@@ -207,7 +205,7 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 f"there is no VPC {request.vpc_id!r}, and never was",
             )
         try:
-            return await self._engine.wait(
+            progress = await self._engine.wait(
                 change=request.change if target == "change" else None,
                 vpc=request.vpc_id if target == "vpc_id" else None,
                 quorum=request.quorum or 1.0,
@@ -215,6 +213,9 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
                 max_stragglers=request.max_stragglers or 20,
                 on_progress=on_progress,
             )
+            if progress.converged and progress.latencies_ns:
+                self._metrics.convergence_seconds.observe(max(progress.latencies_ns) / 1e9)
+            return progress
         except UnknownChange as error:
             await abort(context, grpc.StatusCode.NOT_FOUND, str(error))
         except NotServing as error:

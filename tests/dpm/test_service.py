@@ -520,15 +520,19 @@ def test_a_wait_says_how_long_it_took_to_the_last_host() -> None:
         told = host_report("h0", 1, marks, applied_ns=accepted + 7_000_000)
         report = agent_pb2.Report(hosts=[told], clock_id=clock_id())
         one.region.broker.publish(one.region.topics.reports(0), report.SerializeToString())
-        waited = await one.stub.Wait(
-            api.WaitRequest(change=change.change, timeout_s=BOUND), timeout=BOUND
-        )
-        assert waited.converged
-        latency = waited.latency
-        assert (latency.count, latency.clock) == (1, "same clock")
-        assert latency.p50_ms == latency.p99_ms == latency.max_ms == 7.0
+        wanted = api.WaitRequest(change=change.change, timeout_s=BOUND)
+        waited = await one.stub.Wait(wanted, timeout=BOUND)
+        *_, watched = [step async for step in one.stub.Watch(wanted, timeout=BOUND)]
+        for reply in (waited, watched):
+            assert reply.converged
+            latency = reply.latency
+            assert (latency.count, latency.clock) == (1, "same clock")
+            assert latency.p50_ms == latency.p99_ms == latency.max_ms == 7.0
+        counted = await asyncio.to_thread(one.metrics)
+        assert counted["goalstate_dpm_convergence_seconds_count"] == 2
+        assert counted["goalstate_dpm_convergence_seconds_sum"] == pytest.approx(0.014)
 
-    play(scenario)
+    play(scenario, metrics_port=0)
 
 
 def test_a_watch_tells_every_step_and_ends_with_the_last() -> None:
