@@ -195,6 +195,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
             problem = f"quorum: {request.quorum:g} is not a share from 0 to 1"
         elif not 0 <= request.timeout_s <= MAX_WAIT_S:
             problem = f"timeout_s: {request.timeout_s:g} is not from 0 to {MAX_WAIT_S:g}"
+        elif request.shard and self._engine.topics.shards == 1:
+            problem = f"shard: there is no shard {request.shard}: the region is not divided"
         if problem:
             await abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         await self._check_serving(context)

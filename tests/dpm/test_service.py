@@ -448,6 +448,7 @@ def test_without_its_log_a_publisher_is_unavailable_and_says_so() -> None:
         (api.WaitRequest(all=True, timeout_s=-1), CODES.INVALID_ARGUMENT, "timeout_s: -1"),
         (api.WaitRequest(all=True, timeout_s=float("inf")), CODES.INVALID_ARGUMENT, "timeout_s"),
         (api.WaitRequest(all=True, timeout_s=float("nan")), CODES.INVALID_ARGUMENT, "timeout_s"),
+        (api.WaitRequest(change=1, shard=3), CODES.INVALID_ARGUMENT, "there is no shard 3"),
         (api.WaitRequest(vpc_id="v9"), CODES.NOT_FOUND, "no VPC 'v9', and never was"),
         (api.WaitRequest(vpc_id="v" * 100_000), CODES.NOT_FOUND, "no VPC 'vvv"),
         (api.WaitRequest(change=99), CODES.NOT_FOUND, "change 99 is not known"),
