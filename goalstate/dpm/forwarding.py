@@ -47,6 +47,7 @@ CONNECT_S = 2.0
 LOOK_S = 1.0
 
 _OWN = frozenset({"GetStatus"})
+_WAITS = frozenset({"Wait", "Watch"})
 #: Metadata that belongs to one connection.
 _OF_TRANSPORT = re.compile(r"grpc-|:|(user-agent|content-type|te)$")
 #: What gRPC itself says where no answer comes.
@@ -61,31 +62,39 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+#: What waits has a connection of its own, so that it never takes another call's place on one.
+OF_WAITS = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 _Connectivity = grpc.ChannelConnectivity
 
 
 class _Peer:
-    """The channel to another publisher, and what is under way on it."""
+    """The channels to another publisher, and what is under way on them."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         #: With the engine that each is about.
         self.calls: dict[Any, Engine] = {}
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._channel, self._of_waits = (
+            grpc.aio.insecure_channel(address, options=options) for options in (OPTIONS, OF_WAITS)
+        )
 
-    async def connected(self) -> bool:
-        """Does it answer? Waits for that, CONNECT_S at the longest."""
-        state = self._channel.get_state(try_to_connect=True)
+    def _channel_of(self, method: str) -> Any:
+        return self._of_waits if method.rpartition("/")[2] in _WAITS else self._channel
+
+    async def connected(self, method: str) -> bool:
+        """Does it answer, where this is called? Waits for that, CONNECT_S at the longest."""
+        channel = self._channel_of(method)
+        state = channel.get_state(try_to_connect=True)
         with suppress(TimeoutError, grpc.aio.UsageError):  # or it was closed meanwhile
             async with asyncio.timeout(CONNECT_S):
                 while state in (_Connectivity.IDLE, _Connectivity.CONNECTING):
-                    await self._channel.wait_for_state_change(state)
-                    state = self._channel.get_state(try_to_connect=True)
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state(try_to_connect=True)
         return state is _Connectivity.READY
 
     def call(self, engine: Engine, method: str, **more: Any) -> Any:
         """On the wire every call is a stream each way, whatever the ends make of it."""
-        call = self._channel.stream_stream(method)(**more)
+        call = self._channel_of(method).stream_stream(method)(**more)
         self.calls[call] = engine
         call.add_done_callback(lambda call: self.calls.pop(call, None))
         return call
@@ -95,6 +104,7 @@ class _Peer:
         for call in list(self.calls):
             call.cancel()
         await self._channel.close()
+        await self._of_waits.close()
 
 
 class _Way(NamedTuple):
@@ -198,7 +208,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         by_turns: bool = False,
     ) -> AsyncIterator[bytes]:
         """The other one's answers; then the call has ended as it did there."""
-        if not await way.peer.connected():
+        if not await way.peer.connected(method):
             await self._abort(context, way, "nobody answers there, and nothing was done")
         call = way.peer.call(
             way.engine,

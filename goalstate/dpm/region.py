@@ -31,7 +31,7 @@ import structlog
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import Overloaded
 from goalstate.dpm.exceptions import LISTED
-from goalstate.dpm.forwarding import OPTIONS, asked_shard, only, passed
+from goalstate.dpm.forwarding import OF_WAITS, OPTIONS, asked_shard, only, passed
 from goalstate.dpm.intake import THREAD_ABOVE_BYTES
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.recovery import never_on_a_stream, republished
@@ -78,8 +78,7 @@ class RegionService(api_grpc.DataPlaneManagerServicer):
 
     def connect(self, own: str) -> None:
         """Calls of shards go through the publisher's own server, at this address."""
-        # What waits has a connection of its own, so that it never takes another one's place.
-        for options in (OPTIONS, (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))):
+        for options in (OPTIONS, OF_WAITS):
             self._channels.append(grpc.aio.insecure_channel(own, options=options))
         self._stub, self._waits = map(api_grpc.DataPlaneManagerStub, self._channels)
 

@@ -171,6 +171,7 @@ class Other(api_grpc.DataPlaneManagerServicer):
         self.answers = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.intents = 0
+        self.waits = 0
 
     async def Apply(self, request: api.ApplyRequest, context: Any) -> api.ApplyReply:
         self.metadata = dict(context.invocation_metadata())
@@ -189,6 +190,11 @@ class Other(api_grpc.DataPlaneManagerServicer):
         async for request in request_iterator:
             yield await self.Apply(request, context)
 
+    async def Wait(self, request: api.WaitRequest, context: Any) -> api.WaitReply:
+        self.waits += 1
+        await asyncio.Event().wait()
+        return api.WaitReply()
+
 
 class Rig:
     """A publisher that stands by, a client of it, and the other one."""
@@ -202,8 +208,8 @@ class Rig:
         self.own = Other()  # type: ignore[abstract]
         self.stub: Any = None
 
-    async def serve(self, servicer: Other, *interceptors: Any) -> str:
-        server = grpc_server(1 << 20, *interceptors)
+    async def serve(self, servicer: Other, *interceptors: Any, **limits: int) -> str:
+        server = grpc_server(1 << 20, *interceptors, **limits)
         api_grpc.add_DataPlaneManagerServicer_to_server(servicer, server)
         address = bind(server, "127.0.0.1:0")
         await server.start()
@@ -427,6 +433,22 @@ def test_of_a_stream_that_breaks_one_intent_is_in_doubt() -> None:
         error = await error_of(call)
         assert "may have been done" in str(error.details())
         assert rig.other.intents == before + 1
+
+    alone(scenario)
+
+
+def test_waits_take_no_place_of_an_intent() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.active(await rig.serve(rig.other, calls=2))
+        rig.other.answers.set()
+        waits = [
+            asyncio.ensure_future(rig.stub.Wait(api.WaitRequest(), timeout=BOUND)) for _ in range(3)
+        ]
+        await until(lambda: rig.other.waits == 2, "as many wait as one connection carries")
+        await rig.begin()
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
 
     alone(scenario)
 
