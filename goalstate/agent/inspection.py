@@ -67,8 +67,9 @@ class InspectionService(agent_pb2_grpc.InspectionServicer):
         for name in request.hosts or list(hosts):
             for fleet in self._fleets:
                 host = fleet.hosts.get(name)
-                # A proxy may have released it while this was read.
-                for stream in list(host.core.streams.values()) if host is not None else ():
+                if host is None:
+                    continue  # a proxy released it while others were told
+                for stream in list(host.core.streams.values()):
                     if only in (None, stream.id):
                         for piece in pieces(host.core, stream, kinds, summary=request.summary):
                             yield piece

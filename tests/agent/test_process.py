@@ -170,7 +170,7 @@ def test_what_hosts_have_applied_is_told_without_those_that_are_released_meanwhi
             await wait_until(
                 lambda: all(rig.told(m.host, str(inbox.stream)) for m in members), "all have it"
             )
-            told = []
+            told: list[str] = []
             request = agent_pb2.GetAppliedRequest()
             async for piece in InspectionService(fleet).GetApplied(request, SimpleNamespace()):
                 if not told:

@@ -32,8 +32,7 @@ class Publisher(session_pb2_grpc.StreamSessionsServicer):
             await self.stops.wait()
         context.set_trailing_metadata(((ACTIVE_ADDRESS, self.serves),))
         await context.abort(grpc.StatusCode.UNAVAILABLE, "not serving just now")
-        for nothing in ():
-            yield nothing
+        yield  # never: it is a stream
 
 
 @asynccontextmanager
