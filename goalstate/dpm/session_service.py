@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 #: Seconds between two looks whether the publisher still serves, where there is nothing to send.
 LOOK_S = 1.0
+#: Seconds after which an agent is told that a checkpoint cannot be built. It asks again at once.
+GIVE_UP_S = 5.0
 
 
 class SessionService(session_pb2_grpc.StreamSessionsServicer):
@@ -61,6 +63,8 @@ class SessionService(session_pb2_grpc.StreamSessionsServicer):
             error = reading.exception()
             if isinstance(error, ValueError):
                 await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if isinstance(error, NotServing):
+                await abort_unavailable(context, engine, error)
             if error is None and not ended:
                 return  # the agent closes it
         await abort_unavailable(context, engine, _not_serving(engine))
@@ -82,7 +86,10 @@ class SessionService(session_pb2_grpc.StreamSessionsServicer):
 async def _read(
     requests: AsyncIterator[session_pb2.Request], sessions: Sessions, session: Session
 ) -> None:
-    """Do what an agent asks for, one after the other. Raises ValueError for what makes no sense."""
+    """Do what an agent asks for, one after the other.
+
+    Raises ValueError for what makes no sense, NotServing.
+    """
     async for request in requests:
         body = request.WhichOneof("body")
         if body == "unfollow":
@@ -93,11 +100,11 @@ async def _read(
             try:
                 mark = Mark(follow.epoch, follow.sequence)
                 await sessions.follow(session, follow.id, stream, mark)
-            except NotServing:
-                return  # it ends for that
             except RuntimeError as error:
                 # A stream that cannot be rebuilt must not take the others with it.
                 log.error("no checkpoint for a session", stream=str(stream), error=str(error))
+                loop = asyncio.get_running_loop()
+                loop.call_later(GIVE_UP_S, sessions.give_up, session, follow.id)
         else:
             raise ValueError("a request without follow or unfollow")
 

@@ -182,7 +182,10 @@ class Sessions:
             self.unfollow(session, id_)
 
     async def follow(self, session: Session, id_: int, stream: StreamId, mark: Mark) -> None:
-        """Send what comes after a mark. Returns when a checkpoint that it takes is in the queue."""
+        """Send what comes after a mark. Returns when a checkpoint that it takes is in the queue.
+
+        Raises what building one raises; then the Follow waits until `give_up`.
+        """
         self.unfollow(session, id_)
         if self.go_on(session, id_, stream, mark):
             return
@@ -225,6 +228,11 @@ class Sessions:
             del followers[session, id_]
             if not followers:
                 del self._followers[stream]
+
+    def give_up(self, session: Session, id_: int) -> None:
+        """A Follow cannot be answered: if it is still one, its agent is told, and asks again."""
+        if id_ in session.follows:
+            self._end_follow(session, id_)
 
     def _end_follow(self, session: Session, id_: int) -> None:
         self.unfollow(session, id_)

@@ -14,14 +14,17 @@ from goalstate.agent.core import HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
 from goalstate.agent.fleet import Fleet, FleetSettings, Member
 from goalstate.agent.session import SessionClient
+from goalstate.dpm import session_service
 from goalstate.dpm.channels import ChannelPolicy
 from goalstate.dpm.engine import Engine
+from goalstate.dpm.errors import NotServing
 from goalstate.dpm.session_service import SessionService
+from goalstate.dpm.sessions import CheckpointBuilder
 from goalstate.gs.intent import Intent
 from goalstate.gs.pb.goalstate.session.v1 import session_pb2, session_pb2_grpc
 from goalstate.gs.resources import Kind, Resource
-from goalstate.gs.streams import Channel
-from goalstate.process import bind, grpc_server
+from goalstate.gs.streams import Channel, StreamId
+from goalstate.process import ACTIVE_ADDRESS, bind, grpc_server
 from tests.dpm.test_channels import V1, ports, without
 from tests.dpm.test_engine import CLOCK_ID, Clock, apply, crash, new_engine, wait
 from tests.dpm.test_path_independence import HOSTS, RACKS, network, port
@@ -215,5 +218,63 @@ def test_a_request_that_makes_no_sense_ends_the_session_with_its_reason(
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert engine.sessions is not None
             assert not engine.sessions.open
+
+    run(test)
+
+
+async def followed(engine: Engine) -> AsyncIterator[session_pb2.Carried]:
+    """What comes in a session that follows a stream of which the publisher remembers nothing."""
+    assert engine.sessions is not None
+    engine.sessions._rings._rings[V1].clear()
+
+    async def requests() -> AsyncIterator[session_pb2.Request]:
+        yield session_pb2.Request(follow=session_pb2.Follow(id=7, stream=str(V1)))
+        await asyncio.Event().wait()
+
+    async with grpc.aio.insecure_channel(engine.address) as channel:
+        stub: Any = session_pb2_grpc.StreamSessionsStub(channel)
+        async for carried in stub.Open(requests(), timeout=10):
+            yield carried
+
+
+def test_an_agent_is_told_that_there_is_no_checkpoint_and_gets_it_once_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_service, "GIVE_UP_S", 0.01)
+
+    async def fails(self: CheckpointBuilder, stream: StreamId) -> None:
+        raise RuntimeError(f"{stream} cannot be rebuilt")
+
+    async def test(region: Region) -> None:
+        async with publisher(region) as engine:
+            await apply(engine, *BEGIN)
+            with monkeypatch.context() as broken:
+                broken.setattr(CheckpointBuilder, "_build", fails)
+                async for carried in followed(engine):
+                    assert (carried.id, carried.gone) == (7, True)
+                    break
+            async for carried in followed(engine):
+                assert carried.message.properties["kind"] == "checkpoint"
+                break
+
+    run(test)
+
+
+def test_a_session_whose_publisher_serves_no_more_says_who_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def serves_no_more(self: CheckpointBuilder, stream: StreamId) -> None:
+        raise NotServing("another one serves by now")
+
+    monkeypatch.setattr(CheckpointBuilder, "_build", serves_no_more)
+
+    async def test(region: Region) -> None:
+        async with publisher(region) as engine:
+            await apply(engine, *BEGIN)
+            with pytest.raises(grpc.aio.AioRpcError, match="another one serves") as ended:
+                async for _ in followed(engine):
+                    pass
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert ACTIVE_ADDRESS in dict(ended.value.trailing_metadata())
 
     run(test)
