@@ -12,8 +12,8 @@ Laws:
 4.  Reading on from the place of a record gives what reading from the beginning gives after it.
 5.  A session begins with an Incarnation whose epoch is above all before, and there the one before
     ends. What else a writer that was thrown out, or that failed as it began, may still get into the
-    log is passed over. So what is read does not depend on it that brokers refuse that as well; what is
-    acknowledged does: an append that a broker takes counts as durable.
+    log is passed over. That brokers refuse it as well is nothing that what is read depends on; what
+    is acknowledged does, since an append that a broker takes counts as durable.
 """
 
 from __future__ import annotations
