@@ -7,7 +7,6 @@ progress, addresses, and errors that say what to do.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any, get_args
 from goalstate.bus.errors import BrokerFailed, BrokerNotFound, BrokerUnreachable, BusError
 from goalstate.cli.errors import CommandError, ExitCode, InputError, Unreachable, no_broker
 from goalstate.cli.output import Output
-from goalstate.process import AddressError, StartError, write_ready_file
+from goalstate.process import AddressError, StartError, ended_alike, write_ready_file
 
 # Rooms are imported by the command that runs them: they are large.
 # ruff: noqa: PLC0415
@@ -29,7 +28,7 @@ _LOOK_S = 0.5
 def demo(broker: str, hosts: int, vpcs: str, seed: int, keep: bool, out: Output) -> ExitCode:
     from goalstate.cli.demo import demo as run
 
-    with _ended_alike(), explained(broker):
+    with ended_alike(), explained(broker):
         return run(broker=broker, hosts=hosts, vpcs=vpcs, seed=seed, keep=keep, out=out)
 
 
@@ -52,7 +51,7 @@ def broker(
     serving = False
     try:
         with (
-            _ended_alike(),
+            ended_alike(),
             explained(url or kind),
             brokers.find(
                 kind,  # type: ignore[arg-type]
@@ -89,16 +88,6 @@ def broker(
         out.note("stopped" if serving else "interrupted")
         return ExitCode.OK if serving else ExitCode.INTERRUPTED
     return ExitCode.OK
-
-
-@contextmanager
-def _ended_alike() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what it started is stopped first."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _await_end(pids: Sequence[int]) -> None:

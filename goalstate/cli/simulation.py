@@ -10,12 +10,14 @@ from pathlib import Path
 from goalstate.cli.errors import ExitCode, InputError
 from goalstate.cli.files import write_bytes
 from goalstate.cli.output import Output
+from goalstate.process import ended_alike
 from goalstate.scale.simulate.many import play_many
 from goalstate.scale.simulate.plan import Plan, plan
 from goalstate.scale.simulate.run import Result, Run
 from goalstate.scale.simulate.shrink import shrink
 
 
+@ended_alike()
 def simulate_faults(
     seed: int,
     runs: int,

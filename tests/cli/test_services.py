@@ -213,6 +213,44 @@ def test_a_demo_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
         process.communicate()
 
 
+def workers(pid: int) -> list[int]:
+    """The processes that a process shares its work with and that have begun: they leave Ctrl-C to
+    it."""
+    found = []
+    for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{one}/status").read_text().splitlines()
+        )
+        spawned = b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()
+        if spawned and int(status["SigIgn"], 16) & 1 << signal.SIGINT - 1:
+            found.append(int(one))
+    return found
+
+
+def test_a_simulation_that_is_told_to_stop_leaves_no_process() -> None:
+    process = subprocess.Popen(
+        command("simulate-faults", "--runs", 100_000, "--jobs", 2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        end = time.monotonic() + BOUND_S
+        while len(started := workers(process.pid)) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, "no two workers"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=BOUND_S)
+        assert process.returncode == 130, err
+        assert err.endswith("interrupted\n")
+        assert not [one for one in started if Path(f"/proc/{one}").exists()]
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_demo_says_what_it_leaves_on_a_broker_and_which_step_it_skips(
     tmp_path: Path, embedded_broker: Broker
 ) -> None:
