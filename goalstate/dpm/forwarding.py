@@ -52,8 +52,9 @@ _WAITS = frozenset({"Wait", "Watch"})
 _OF_TRANSPORT = re.compile(r"grpc-|:|(user-agent|content-type|te)$")
 #: What gRPC itself says where no answer comes.
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-#: And what it says, as INTERNAL, where the connection breaks just as something is written to it.
-_BROKEN = "Internal error from Core"
+#: And what it says, as INTERNAL, where a call ends just as something is written to it: then how it
+#: ended is not known.
+BROKEN = "Internal error from Core"
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
@@ -241,7 +242,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def _end_alike(self, call: Any, context: Context, way: _Way) -> None:
         code, trailing = await call.code(), tuple(await call.trailing_metadata() or ())
         said = await call.details()
-        no_answer = code in _NO_ANSWER or said == _BROKEN
+        no_answer = code in _NO_ANSWER or said == BROKEN
         if no_answer and all(key != ACTIVE_ADDRESS for key, _ in trailing):
             why = f"no answer came from there ({said}), and what was asked for may have been done"
             await self._abort(context, way, why)

@@ -31,7 +31,7 @@ import structlog
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import Overloaded
 from goalstate.dpm.exceptions import LISTED
-from goalstate.dpm.forwarding import OF_WAITS, OPTIONS, asked_shard, only, passed
+from goalstate.dpm.forwarding import BROKEN, OF_WAITS, OPTIONS, asked_shard, only, passed
 from goalstate.dpm.intake import THREAD_ABOVE_BYTES
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.recovery import never_on_a_stream, republished
@@ -501,5 +501,8 @@ def _refusal(request: api.ApplyRequest, violations: Sequence[Violation]) -> api.
 
 
 async def _fail_alike(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
+    if error.details() == BROKEN:
+        why = "a publisher's answer was lost, and what was asked for may have been done"
+        await abort(context, _CODES.UNAVAILABLE, why)
     await context.abort(error.code(), error.details(), tuple(error.trailing_metadata() or ()))
     raise AssertionError("abort returned")

@@ -425,6 +425,25 @@ def test_hosts_that_cannot_be_told_to_a_shard_are_taken_by_none() -> None:
     play(scenario)
 
 
+def test_an_answer_that_is_lost_between_publishers_is_no_error_of_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that ends as it is written to has this error, whatever ended it."""
+
+    async def lost(*_: Any) -> None:
+        none = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(CODES.INTERNAL, none, none, "Internal error from Core")
+
+    async def scenario(region: Region, started: list[Served]) -> None:
+        await settled(*started)
+        monkeypatch.setattr(RegionService, "_as_stream", lost)
+        error = await error_of(started[0].apply(build()[0]))
+        assert error.code() is CODES.UNAVAILABLE
+        assert "may have been done" in str(error.details())
+
+    play(scenario)
+
+
 def test_who_took_hosts_is_said_where_not_all_shards_did(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing_is_known_before(*_: Any) -> tuple[()]:
         return ()
