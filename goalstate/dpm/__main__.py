@@ -38,8 +38,9 @@ from goalstate.dpm.forwarding import Forwarding
 from goalstate.dpm.metrics import Metrics
 from goalstate.dpm.peers import PeerService, level
 from goalstate.dpm.region import RegionService
-from goalstate.dpm.service import SERVICE, NorthboundService, ShedEarly
+from goalstate.dpm.service import SERVICE, NorthboundService
 from goalstate.dpm.session_service import SessionService
+from goalstate.dpm.shedding import ShedEarly
 from goalstate.dpm.snapshot import SnapshotPolicy
 from goalstate.dpm.snapshot_process import SnapshotTask, write_in_process
 from goalstate.dpm.spread import Spread

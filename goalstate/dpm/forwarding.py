@@ -147,7 +147,7 @@ class Forwarding(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def unary_unary(request: Any, context: Context) -> Any:
             way = self._way(context)
-            # What was shed before it was read (`service.ShedEarly`) is no message.
+            # What was shed before it was read (`shedding`) is no message.
             if way is None or not isinstance(request, Message):
                 return await handler.unary_unary(request, context)
             replies = self._passed_on(way, details.method, only(request), context)

@@ -40,32 +40,12 @@ TEXT_CHARACTERS = 600
 #: Objects in one piece of GetIntent.
 PIECE_OBJECTS = 2000
 MAX_WAIT_S = 24 * 3600.0
+#: 55 in version 00; later versions may be longer (W3C Trace Context, section 3.2.4).
+TRACEPARENT_CHARACTERS = 200
 SERVICE = api.DESCRIPTOR.services_by_name["DataPlaneManager"].full_name
-_APPLY = f"/{SERVICE}/Apply"
 
 #: grpc.aio.ServicerContext; the library has no types.
 Context: TypeAlias = Any
-
-
-class ShedEarly(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Looks at the load before a request is parsed: shedding is to cost little."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        handler = await continuation(details)
-        if details.method != _APPLY:
-            return handler
-
-        def deserialize(data: bytes) -> Any:
-            try:
-                self._engine.check_load(len(data))
-            except Overloaded as error:
-                return error  # of an intent that is not even looked at, see `Apply`
-            return handler.request_deserializer(data)
-
-        return handler._replace(request_deserializer=deserialize)
 
 
 class NorthboundService(api_grpc.DataPlaneManagerServicer):
@@ -121,7 +101,8 @@ class NorthboundService(api_grpc.DataPlaneManagerServicer):
     async def _apply(self, request: api.ApplyRequest, context: Context) -> api.ApplyReply:
         started = time.perf_counter()
         try:
-            outcome = await self._engine.apply(request.intent, _traceparent(context))
+            traceparent = _traceparent(context, request.traceparent)
+            outcome = await self._engine.apply(request.intent, traceparent)
         except IntentRejected:
             self._metrics.changes.labels(result="refused").inc()
             raise
@@ -406,11 +387,13 @@ def _short(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}…"
 
 
-def _traceparent(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _traceparent(context: Context, own: str = "") -> str:
+    """A request's own trace context, or else its call's. What is longer than any is none: it would
+    be in every message."""
+    for key, value in () if own else context.invocation_metadata() or ():
         if key == "traceparent":
-            return value if isinstance(value, str) else value.decode("ascii", "replace")
-    return ""
+            own = value if isinstance(value, str) else value.decode("ascii", "replace")
+    return own if len(own) <= TRACEPARENT_CHARACTERS else ""
 
 
 def _reply(request_id: str, outcome: Outcome) -> api.ApplyReply:

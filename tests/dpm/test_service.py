@@ -269,6 +269,32 @@ def test_a_stream_of_intents_goes_on_after_a_refusal() -> None:
     play(scenario)
 
 
+def test_a_request_in_a_stream_has_a_trace_of_its_own_or_the_calls() -> None:
+    async def scenario(one: Served) -> None:
+        own, too_long = "00-" + "1" * 32 + "-" + "2" * 16 + "-01", "0" * 201
+        messages = [intent_codec.to_proto(intent) for intent in build()[:3]]
+        requests = [
+            api.ApplyRequest(intent=message, traceparent=trace)
+            for message, trace in zip(messages, ("", own, too_long), strict=True)
+        ]
+
+        async def all_of_them() -> AsyncIterator[api.ApplyRequest]:
+            for request in requests:
+                yield request
+
+        call = one.stub.ApplyStream(
+            all_of_them(), metadata=[("traceparent", "00-of-the-call")], timeout=BOUND
+        )
+        assert len([reply async for reply in call]) == 3
+        assert [r.change.traceparent for r in one.region.log() if r.HasField("change")] == [
+            "00-of-the-call",
+            own,
+            "",
+        ]
+
+    play(scenario)
+
+
 def test_a_trace_goes_with_the_change_to_the_hosts() -> None:
     async def scenario(one: Served) -> None:
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -34,8 +34,11 @@ class ApplyRequest(_message.Message):
 
     INTENT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Echoed in the answer."""
+    traceparent: _builtins.str
+    """W3C trace context of this request; empty: the call's, from its metadata."""
     @_builtins.property
     def intent(self) -> _intent_pb2.Intent: ...
     def __init__(
@@ -43,10 +46,11 @@ class ApplyRequest(_message.Message):
         *,
         intent: _intent_pb2.Intent | None = ...,
         request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "request_id", b"request_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
