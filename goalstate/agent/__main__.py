@@ -33,7 +33,7 @@ from goalstate.agent.alcor.proxy import Proxy
 from goalstate.agent.alcor.remotes import RemoteHost
 from goalstate.agent.alcor.service import Capabilities, Provisioner, SubscribeInfo
 from goalstate.agent.config import AgentConfig
-from goalstate.agent.core import SECOND_NS, HostSettings
+from goalstate.agent.core import SECOND_NS, HostSettings, Witness
 from goalstate.agent.counters import Counters
 from goalstate.agent.dataplanes import (
     DataPlane,
@@ -148,20 +148,15 @@ async def run(
             await check_division(bus, topics)
         if pushed:
             answers = Answers(pending_s=config.alcor_pending_s, answer_s=config.alcor_answer_s)
-        counters, data_planes = Counters(), _data_planes(config)
-        for of_shard in topics.all_shards():
-            fleets.append(
-                Fleet(
-                    bus,
-                    members,
-                    _settings(config, of_shard, facts["listen"] or ""),
-                    data_planes,
-                    states[of_shard.shard] if states else None,
-                    answers,
-                    sessions=_session(config, of_shard),
-                    counters=counters,
-                )
-            )
+        fleets += make_fleets(
+            config,
+            topics,
+            bus,
+            members,
+            listen=facts["listen"] or "",
+            states=states,
+            answers=answers,
+        )
         fleet = fleets[0]  # the only one, where the hosts are pushed to or push
         proxies += [
             Proxy(
@@ -227,6 +222,35 @@ async def run(
     log.info("stopped")
 
 
+def make_fleets(
+    config: AgentConfig,
+    topics: Topics,
+    bus: Bus | None,
+    members: Sequence[Member],
+    *,
+    listen: str = "",
+    states: Sequence[StateFile] = (),
+    answers: Answers | None = None,
+    witness: Witness | None = None,
+) -> list[Fleet]:
+    """A fleet of the hosts for each shard. Must be called with the event loop running."""
+    counters, data_planes = Counters(), data_planes_of(config)
+    return [
+        Fleet(
+            bus,
+            members,
+            _settings(config, of_shard, listen),
+            data_planes,
+            states[of_shard.shard] if states else None,
+            answers,
+            sessions=_session(config, of_shard),
+            counters=counters,
+            witness=witness,
+        )
+        for of_shard in topics.all_shards()
+    ]
+
+
 def _remotes(config: AgentConfig) -> list[RemoteHost]:
     """The hosts that are pushed to. Raises StartError."""
     if config.remotes is None:
@@ -283,7 +307,7 @@ async def _start(fleets: Sequence[Fleet]) -> None:
     await asyncio.gather(*(fleet.start() for fleet in fleets))
 
 
-def _data_planes(config: AgentConfig) -> Callable[[str], DataPlane]:
+def data_planes_of(config: AgentConfig) -> Callable[[str], DataPlane]:
     """Of each host one, whichever shards program it."""
     model = ProgrammingModel(**config.model.model_dump())
     later = asyncio.get_running_loop().call_later

@@ -29,7 +29,7 @@ Laws (those of a stream's order are in `stream`, of its repair in `repair`, of w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from goalstate.agent.actions import Action, Program, ReadBack, Refusal
 from goalstate.agent.audit import Audit
@@ -42,7 +42,7 @@ from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state import Journal, StoredStream
 from goalstate.agent.stream import Fault, Place, Reading, Stream
 from goalstate.agent.subscriptions import Subscriptions
-from goalstate.gs.envelope import MessageKind
+from goalstate.gs.envelope import Envelope, MessageKind
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
@@ -67,6 +67,19 @@ class HostSettings(NamedTuple):
     sessions: bool = False
 
 
+class Witness(Protocol):
+    """Is told, as it happens, how far a host is with its streams."""
+
+    def received(self, host: str, stream: StreamId, envelope: Envelope, now: int) -> None:
+        """The host took the next message of a stream's log."""
+
+    def applied(self, host: str, stream: StreamId, mark: Mark, now: int) -> None:
+        """The host has applied all of a stream up to this mark."""
+
+    def left(self, host: str, stream: StreamId) -> None:
+        """The host follows a stream no longer."""
+
+
 class HostCore:
     """One host. `streams` and `programming` are for reading only."""
 
@@ -80,8 +93,10 @@ class HostCore:
         decoder: Decoder | None = None,
         counters: Counters | None = None,
         journal: Journal | None = None,
+        witness: Witness | None = None,
     ) -> None:
         """`journal` is told what is to be stored; without one, nothing is."""
+        self._witness = witness
         self.host = host
         self.inbox = inbox
         self.counting = counting
@@ -269,6 +284,8 @@ class HostCore:
             self._repair.progressed(stream, envelope.mark)
         if envelope.kind is MessageKind.DELTA:
             self._repair.found(stream)
+            if self._witness is not None:
+                self._witness.received(self.host, stream.id, envelope, now)
         elif envelope.kind is MessageKind.IN_SYNC:
             self._repair.read(stream, reading.position)
         stream.published_ns = envelope.published_ns
@@ -390,6 +407,8 @@ class HostCore:
             self.news.streams[stream.id] = None
             if stream.watermark == stream.live.mark and stream.published_ns:
                 self.counters.delays.observe(max(0, now - stream.published_ns) / SECOND_NS)
+            if self._witness is not None:
+                self._witness.applied(self.host, stream.id, stream.watermark, now)
 
     def _done(self, now: int) -> list[Action]:
         """Move watermarks, start the next program, and give the actions."""

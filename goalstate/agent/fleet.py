@@ -36,7 +36,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from goalstate.agent.actions import Action, Follow, Program, ReadBack, Unfollow
-from goalstate.agent.core import HostCore, HostSettings
+from goalstate.agent.core import HostCore, HostSettings, Witness
 from goalstate.agent.counters import Counters
 from goalstate.agent.dataplanes import DataPlane, Readable, Refused
 from goalstate.agent.decoding import Decoder, Received
@@ -151,6 +151,8 @@ class Host:
                     fleet.readers.follow(self, action)
             elif isinstance(action, Unfollow):
                 fleet.readers.unfollow(self, action.stream)
+                if fleet.witness is not None:
+                    fleet.witness.left(core.host, action.stream)
         if core.wakeup is not None:
             fleet.waking[self] = None
         if core.news:
@@ -202,6 +204,7 @@ class Fleet:
         *,
         sessions: SessionClient | None = None,
         counters: Counters | None = None,
+        witness: Witness | None = None,
     ) -> None:
         """`data_plane` makes the data plane of a host, `state` is where what it holds is stored.
         `sessions` carries the streams that are not on the bus, and is closed with the fleet;
@@ -212,6 +215,7 @@ class Fleet:
         no bus. Raises ValueError for a host given twice.
         """
         self.counters = counters or Counters()
+        self.witness = witness
         self.settings = settings
         self.decoder = Decoder() if settings.shared_decoding else Decoder(capacity=0)
         self.readers = Readers(
@@ -304,6 +308,7 @@ class Fleet:
             decoder=self.decoder,
             counters=self.counters,
             journal=Journal() if self._state is not None else None,
+            witness=self.witness,
         )
         reporter = Reporter(
             core,
@@ -346,6 +351,8 @@ class Fleet:
         del self.hosts[host.core.host]
         for stream in list(host.core.streams):
             self.readers.unfollow(host, stream)
+            if self.witness is not None:
+                self.witness.left(host.core.host, stream)
         return snapshot(host.core.streams)
 
     async def _tick(self) -> None:

@@ -146,8 +146,7 @@ class Region:
     def port(self, number: int, index: int) -> Port:
         """Port `index`, from 0, of VPC `number`.
 
-        There is room for some more ports than the VPC has: a quarter of them, and at least 4.
-        Raises ValueError beyond that.
+        There is room for some more ports than the VPC has (`room`). Raises ValueError beyond that.
         """
         ports = self.vpcs[number - 1]
         count, size = _subnets(ports)
@@ -180,6 +179,17 @@ class Region:
             device_id=f"vm-{number:04d}-{index + 1:06d}",
             device_owner="compute:simulated",
         )
+
+    def room(self, number: int) -> int:
+        """How many ports VPC `number` has addresses for: a quarter more than it has, and at least
+        4 more."""
+        count, size = _subnets(self.vpcs[number - 1])
+        return count * (size - 3)
+
+    def group(self, number: int, name: str = "default") -> SecurityGroup:
+        """A security group of VPC `number`, as it is made."""
+        (found,) = (g for g in self._groups(number) if g.id == self.group_id(number, name))
+        return found
 
     def dhcp(self, number: int, index: int) -> Dhcp:
         name = f"{number:04d}-{index + 1:06d}"
