@@ -27,14 +27,16 @@ PROJECT = ROOT / "pyproject.toml"
 
 
 class Lock(NamedTuple):
-    """A lock file and the dependency groups it has on top of the project's dependencies."""
+    """A lock file, with the dependency groups and the extras that it has on top of the project's
+    dependencies."""
 
     file: Path
     groups: tuple[str, ...]
+    extras: tuple[str, ...] = ()
 
 
-RUN = Lock(ROOT / "requirements.lock", ("build",))
-DEVELOPMENT = Lock(ROOT / "requirements-dev.lock", ("build", "dev"))
+RUN = Lock(ROOT / "requirements.lock", ("build",), ("load",))
+DEVELOPMENT = Lock(ROOT / "requirements-dev.lock", ("build", "dev"), ("load",))
 
 
 def write(lock: Lock, *, constraint: Path | None, upgrade: bool) -> None:
@@ -47,6 +49,8 @@ def write(lock: Lock, *, constraint: Path | None, upgrade: bool) -> None:
     ]
     for group in lock.groups:
         command += ["--group", group]
+    for extra in lock.extras:
+        command += ["--extra", extra]
     if constraint is not None:
         command += ["--constraint", constraint.name]
     if upgrade:
@@ -74,6 +78,8 @@ def pinned(file: Path) -> dict[str, str]:
 
 def wanted(lock: Lock, project: dict[str, Any]) -> list[Requirement]:
     lines = list(project["project"]["dependencies"])
+    for extra in lock.extras:
+        lines += project["project"]["optional-dependencies"][extra]
     for group in lock.groups:
         lines += project["dependency-groups"][group]
     return [Requirement(line) for line in lines]

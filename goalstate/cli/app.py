@@ -13,13 +13,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from goalstate.cli import commands, letter_commands, service_commands
-from goalstate.cli.errors import EXIT_CODES, CommandError, ExitCode
+from goalstate.cli import commands, letter_commands, load_commands, service_commands
+from goalstate.cli.errors import EXIT_CODES, CommandError, ExitCode, InputError
 from goalstate.cli.options import JSON
 from goalstate.cli.output import SHOWN, Output
 
 # Modules of commands are imported where a command runs: `--help` must not wait for gRPC.
 # ruff: noqa: PLC0415
+
+#: Packages that only `load …` needs: the extra of that name brings them.
+_OF_LOAD = frozenset(("hdrh", "plotly", "psutil"))
 
 
 class Commands(TyperGroup):
@@ -38,14 +41,19 @@ class Commands(TyperGroup):
         except Exception as error:
             if os.environ.get("GOALSTATE_DEBUG"):
                 raise
-            code = _report(
-                CommandError(
-                    f"unexpected {type(error).__name__}: {error}",
-                    "this is a defect; GOALSTATE_DEBUG=1 shows the traceback",
-                ),
-                Output(ctx.meta.get(JSON, False)),
-            )
+            code = _report(_unexpected(error), Output(ctx.meta.get(JSON, False)))
         raise typer.Exit(int(code))
+
+
+def _unexpected(error: Exception) -> CommandError:
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OF_LOAD:
+            return InputError(f"{missing} is not installed", "pip install 'goalstate[load]'")
+    return CommandError(
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a defect; GOALSTATE_DEBUG=1 shows the traceback",
+    )
 
 
 def _report(error: CommandError, out: Output) -> ExitCode:
@@ -112,6 +120,19 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "dead-letters": (
         "What data planes refused for good: list it, and have it published again.",
         {"list": letter_commands.list_letters, "replay": letter_commands.replay_letters},
+    ),
+    "load": (
+        "Load on a region: workloads, what came of them, and comparisons.",
+        {
+            "run": load_commands.run,
+            "worker": load_commands.worker,
+            "show": load_commands.show,
+            "report": load_commands.report,
+            "compare": load_commands.compare,
+            "sweep": load_commands.sweep,
+            "workloads": load_commands.workloads,
+            "schema": load_commands.schema,
+        },
     ),
     "show": (
         "One VPC, host or port: intent, streams, and what hosts hold.",

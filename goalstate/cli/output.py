@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
 
 _UNBOUNDED = 4096
 #: Of a list of what is wrong, people are shown so many; JSON has all.
@@ -75,6 +76,12 @@ class Output:
     def note(self, line: str, style: str = "") -> None:
         """A message to whoever sits there: stderr."""
         _console(stderr=True).print(line, style=style or None, soft_wrap=True)
+
+    def live(self) -> Live:
+        """Something on stderr that is replaced, while notes go by above it."""
+        from rich.live import Live  # noqa: PLC0415 - rich is slow to import
+
+        return Live(console=_console(stderr=True), auto_refresh=False, transient=True)
 
     @contextmanager
     def progress(self, title: str, total: float | None = None) -> Iterator[Progress]:

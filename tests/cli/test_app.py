@@ -33,6 +33,13 @@ COMMANDS = (
     ("show", "vpc"),
     ("show", "host"),
     ("show", "port"),
+    ("load", "run"),
+    ("load", "show"),
+    ("load", "report"),
+    ("load", "compare"),
+    ("load", "sweep"),
+    ("load", "workloads"),
+    ("load", "schema"),
 )
 PRINTING = [command for command in COMMANDS if command[0] not in ("dpm", "agent")]
 
@@ -70,6 +77,17 @@ def test_a_mistyped_command_or_option_is_a_usage_error(run: Run) -> None:
 
 def fail(*arguments: object) -> NoReturn:
     raise RuntimeError("a [bold]secret[/bold] state")
+
+
+def test_what_is_not_installed_is_no_defect(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: object) -> NoReturn:
+        raise ModuleNotFoundError("No module named 'hdrh'", name="hdrh.histogram")
+
+    monkeypatch.setattr(views, "status", missing)
+    ran = run("status")
+    assert ran.code == 2
+    assert "hdrh is not installed" in ran.err
+    assert "goalstate[load]" in ran.err
 
 
 def test_a_defect_is_one_line_without_a_traceback(

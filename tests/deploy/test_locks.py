@@ -12,7 +12,10 @@ from deploy import locks
 
 HASH = "--hash=sha256:" + "0" * 64
 PROJECT: dict[str, Any] = {
-    "project": {"dependencies": ["one>=2,<3", "Two_Parts>=1; sys_platform != 'win32'"]},
+    "project": {
+        "dependencies": ["one>=2,<3", "Two_Parts>=1; sys_platform != 'win32'"],
+        "optional-dependencies": {"more": ["three>=3"]},
+    },
     "dependency-groups": {"build": []},
 }
 
@@ -45,6 +48,13 @@ def test_a_missing_lock_file_is_named(tmp_path: Path) -> None:
 def test_a_dependency_that_is_not_locked_is_named(tmp_path: Path) -> None:
     (fault,) = locks.faults(lock(tmp_path, f"one==2.5 {HASH}"), PROJECT)
     assert fault == "some.lock: Two_Parts of pyproject.toml is not in it"
+
+
+def test_what_an_extra_needs_must_be_locked_where_the_lock_file_has_it(tmp_path: Path) -> None:
+    good = lock(tmp_path, f"one==2.5 {HASH}", f"two-parts==1.0 {HASH}")
+    assert locks.faults(good._replace(extras=("more",)), PROJECT) == [
+        "some.lock: three of pyproject.toml is not in it"
+    ]
 
 
 def test_a_pin_outside_the_wanted_range_is_named(tmp_path: Path) -> None:

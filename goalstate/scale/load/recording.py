@@ -1,0 +1,127 @@
+"""Latencies as HDR histograms: of an interval, of a phase, of a whole run. Pure.
+
+Histograms of workers are added up, which loses nothing: the sum is what one histogram of all values
+would have been. Values are microseconds, from 1 to an hour, to three significant digits; what is
+above counts as an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from hdrh.histogram import HdrHistogram
+
+from goalstate.scale.load.stages import Stage
+
+LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
+
+
+def histogram() -> HdrHistogram:
+    return HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
+
+
+def record(into: HdrHistogram, latency_ns: int) -> None:
+    """A latency, which is not negative."""
+    into.record_value(min(max(latency_ns // 1000, LOWEST_US), HIGHEST_US))
+
+
+class Key(NamedTuple):
+    """What a histogram is of: a phase by its place, and a stage."""
+
+    phase: int
+    stage: Stage
+
+    def __str__(self) -> str:
+        return f"{self.phase}/{self.stage}"
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """Raises ValueError."""
+        phase, _, stage = text.partition("/")
+        return cls(int(phase), Stage(stage))
+
+
+class Recorder:
+    """Latencies of one worker, until they are taken."""
+
+    def __init__(self) -> None:
+        self._current: dict[Key, HdrHistogram] = {}
+
+    def record(self, phase: int, stage: Stage, latency_ns: int) -> None:
+        key = Key(phase, stage)
+        found = self._current.get(key)
+        if found is None:
+            found = self._current[key] = histogram()
+        record(found, latency_ns)
+
+    def take(self) -> dict[str, str]:
+        """What was recorded since the last time, encoded, by key; then there is none."""
+        taken = {
+            str(key): one.encode().decode("ascii")
+            for key, one in self._current.items()
+            if one.get_total_count()
+        }
+        for one in self._current.values():
+            one.reset()
+        return taken
+
+
+class Distributions:
+    """Of a run: histograms of each stage of each phase, and of each second of it.
+
+    Those of seconds are kept encoded: there are thousands, and few bytes of each are not zeros.
+    """
+
+    def __init__(self) -> None:
+        self.whole: dict[Key, HdrHistogram] = {}
+        #: By the second in which the values were recorded, since the first phase began.
+        self._seconds: dict[Stage, dict[int, list[str]]] = {}
+
+    def add(self, second: int, encoded: Mapping[str, str]) -> None:
+        """What a worker recorded in that second, as `Recorder.take` gives it. Raises ValueError."""
+        for name, text in encoded.items():
+            self._add(second, Key.parse(name), HdrHistogram.decode(text), text)
+
+    def add_values(self, key: Key, values: Iterable[tuple[int, int]]) -> None:
+        """Latencies (ns), each with the second in which it was recorded."""
+        by_second: dict[int, list[int]] = {}
+        for second, latency_ns in values:
+            by_second.setdefault(second, []).append(latency_ns)
+        for second, latencies in by_second.items():
+            one = histogram()
+            for latency_ns in latencies:
+                record(one, latency_ns)
+            self._add(second, key, one, one.encode().decode("ascii"))
+
+    def of(self, stage: Stage, phases: Iterable[int]) -> HdrHistogram:
+        """All of a stage in these phases."""
+        total = histogram()
+        for phase in phases:
+            found = self.whole.get(Key(phase, stage))
+            if found is not None:
+                total.add(found)
+        return total
+
+    def second(self, stage: Stage, at: int) -> HdrHistogram | None:
+        """Of one second; None where nothing was recorded in it."""
+        texts = self._seconds.get(stage, {}).get(at)
+        return _sum(texts) if texts else None
+
+    def seconds(self, stage: Stage) -> Iterator[tuple[int, HdrHistogram]]:
+        """Of each second in which something was recorded, in order."""
+        for second, texts in sorted(self._seconds.get(stage, {}).items()):
+            yield second, _sum(texts)
+
+    def _add(self, second: int, key: Key, of: HdrHistogram, encoded: str) -> None:
+        if key not in self.whole:
+            self.whole[key] = histogram()
+        self.whole[key].add(of)
+        self._seconds.setdefault(key.stage, {}).setdefault(second, []).append(encoded)
+
+
+def _sum(encoded: Iterable[str]) -> HdrHistogram:
+    total = histogram()
+    for text in encoded:
+        total.add(HdrHistogram.decode(text))
+    return total
