@@ -18,7 +18,8 @@ FROM python:3.11-slim-bookworm
 COPY --from=build /opt/goalstate /opt/goalstate
 COPY deploy/health.py /opt/goalstate/health.py
 # Where the agents of docker-compose.yml number themselves; a volume on it gets its owner from here.
-RUN install --directory --owner=10001 --group=10001 /slots
+# Likewise for the results of its load runs.
+RUN install --directory --owner=10001 --group=10001 /slots /results
 ENV PATH=/opt/goalstate/bin:$PATH PYTHONUNBUFFERED=1
 # A number, so that Kubernetes and the like can see that it is not root.
 USER 10001:10001

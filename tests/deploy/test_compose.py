@@ -42,11 +42,21 @@ async def exported_families() -> set[str]:
     return {family.name for registry in registries for family in registry.collect()}
 
 
+#: Started only where their profile is asked for; they end by themselves.
+JOBS = {"load", "load-workers"}
+
+
 def test_the_stack_is_broker_publisher_agents_and_monitoring() -> None:
-    assert set(SERVICES) == {"pulsar", "dpm", "agents", "prometheus", "grafana"}
+    assert set(SERVICES) - JOBS == {"pulsar", "dpm", "agents", "prometheus", "grafana"}
+    assert {name for name in SERVICES if SERVICES[name].get("profiles") == ["load"]} == JOBS
 
 
-@each_service
+def test_a_load_run_has_workers_enough() -> None:
+    text = composefile.load()["services"]["load"]["command"]
+    assert f"--workers=${{WORKERS:-{SERVICES['load-workers']['scale']}}}" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - JOBS))
 def test_a_service_has_a_health_check(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
 
