@@ -33,6 +33,7 @@ from bench import (
     resume,
     wire,
 )
+from bench.peers import section as peers
 from bench.report import Goal, Section
 from bench.system import Brokers, MeasurementFailed
 from goalstate import __version__
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "resume": lambda: resume.measure(brokers, progress, quick=quick),
         "restart": lambda: restart.measure(brokers, progress, quick=quick),
         "failover": lambda: failover.measure(brokers, progress, quick=quick),
+        "peers": lambda: peers.measure(brokers, progress, quick=quick),
     }
     unknown = [name for name in options.only if name not in measurements]
     if unknown:
@@ -134,7 +136,7 @@ def _summary(facts: dict[str, str], goals: Sequence[Goal], failures: Sequence[st
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure goalstate on this machine, beside the plain Pulsar client.",
+        description="Measure goalstate on this machine, beside the plain Pulsar client and others.",
         epilog="A whole run takes some 24 minutes on two cores, a quick one 7. "
         "The exit code says whether everything could be measured, not whether goals were met.",
     )
@@ -144,7 +146,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="derive, hold, publish, overload, fanout, channels, wire, memory, join, resume, "
-        "restart or failover; may be repeated",
+        "restart, failover or peers; may be repeated",
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer repeats and smaller sizes; proves less"

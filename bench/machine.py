@@ -65,3 +65,27 @@ def mib(size: float) -> str:
 
 def kib(size: float) -> str:
     return written(size / 2**10)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process that runs, and all that it and those have started; [] if it does not run."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        parent = int(text.rpartition(")")[2].split()[1])
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found: list[int] = []
+    left = [pid] if Path(f"/proc/{pid}").exists() else []
+    while left:
+        found.append(left.pop())
+        left += children.get(found[-1], [])
+    return found
+
+
+def loopback_bytes() -> int:
+    """All that processes of this machine ever said to one another by the loopback interface."""
+    received = next(_values(Path("/proc/net/dev"), "lo"))
+    return int(received.split()[0])

@@ -36,7 +36,7 @@ class Lock(NamedTuple):
 
 
 RUN = Lock(ROOT / "requirements.lock", ("build",), ("load",))
-DEVELOPMENT = Lock(ROOT / "requirements-dev.lock", ("build", "dev"), ("load",))
+DEVELOPMENT = Lock(ROOT / "requirements-dev.lock", ("build", "dev", "peers"), ("load",))
 
 
 def write(lock: Lock, *, constraint: Path | None, upgrade: bool) -> None:
