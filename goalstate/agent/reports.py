@@ -107,7 +107,7 @@ def position(stream: Stream) -> agent_pb2.StreamReport | None:
     """How far a stream is applied; None if not at all, or if it is not followed any more."""
     if not _is_told(stream):
         return None
-    report = agent_pb2.StreamReport()
+    report = agent_pb2.StreamReport(followed_unix_ns=stream.followed_ns)
     _tell(stream, report)
     return report
 

@@ -297,6 +297,7 @@ class Stream:
         "disagreed",
         "disagreements",
         "fences",
+        "followed_ns",
         "gone",
         "id",
         "leaving",
@@ -328,6 +329,8 @@ class Stream:
         self.unsettled: dict[Kind, dict[str, Change]] = {}
         #: Followed no longer, but not all of it is out of the data plane yet.
         self.leaving = False
+        #: Since when it is followed.
+        self.followed_ns = 0
         self.forget()
 
     def forget(self) -> None:

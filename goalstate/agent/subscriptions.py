@@ -132,10 +132,12 @@ class Subscriptions:
         if stream is None:
             counting = self._counting and not stream_id.kind.for_hosts
             stream = self._streams[stream_id] = Stream(stream_id, topic, start, counting=counting)
+            stream.followed_ns = now
             if self._resume(stream, now):
                 start = stream.live.position or start
         elif stream.leaving:
             stream.leaving = False
+            stream.followed_ns = now
             stream.topic, stream.start = topic, start
         elif stream.topic != topic:
             # Positions are of a topic: on the new one what comes after what is known is looked

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goalstate.agent.reports import position
 from goalstate.agent.state import Head, StoredStream, Update
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import Mark, StreamId
 from tests.agent.rig import (
     HOST,
     INBOX,
+    START_NS,
     STREAM,
     TOPICS,
     Rig,
@@ -156,6 +158,16 @@ def test_a_stream_that_is_left_and_followed_again_is_stored_as_it_is_then(rig: R
     rig.on_vpc(vpc(2))
     host = Rig(beside=rig, stored=store.take(rig).stored())
     assert state(host) == state(rig)
+
+
+def test_since_when_a_stream_is_followed_is_told_anew_where_it_was_left(rig: Rig) -> None:
+    told = position(rig.core.streams[STREAM])
+    assert told is not None and told.followed_unix_ns == START_NS
+    rig.on_inbox(gone(port(1)), gone(subscription()))
+    rig.now += 5
+    rig.on_inbox(subscription(revision=3))
+    told = position(rig.core.streams[STREAM])
+    assert told is not None and told.followed_unix_ns > START_NS
 
 
 def test_what_is_not_followed_any_more_is_forgotten(rig: Rig) -> None:

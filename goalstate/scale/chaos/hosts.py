@@ -47,11 +47,12 @@ class Witness:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def positions(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(host, stream) → mark. Raises grpc.aio.AioRpcError, as do the others."""
+    async def positions(self) -> dict[tuple[str, str, int], tuple[int, int]]:
+        """(host, stream, since when it is followed) → mark. Raises grpc.aio.AioRpcError, as do the
+        others."""
         reply = await self._stub.ListHosts(agent_pb2.ListHostsRequest(), timeout=ANSWER_S)
         return {
-            (host.host, at.stream): (at.epoch, at.sequence)
+            (host.host, at.stream, at.followed_unix_ns): (at.epoch, at.sequence)
             for host in reply.hosts
             for at in host.streams
         }

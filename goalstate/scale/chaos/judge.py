@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from goalstate.gs.intent import Host, Object, Port
+from goalstate.gs.intent import Host, Object
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.scale import oracle
 from goalstate.scale.chaos.changes import Key, Tenant, mark_of, message, name_of
@@ -72,8 +72,9 @@ class Judge:
                     )
 
     async def _watch_positions(self, agent: Agent) -> None:
-        last: dict[tuple[str, str], tuple[int, int]] = {}
-        starts, sent = agent.starts, 0
+        """Who left a stream, and follows it again, may begin with what is old."""
+        last: dict[tuple[str, str, int], tuple[int, int]] = {}
+        starts = agent.starts
         while True:
             await asyncio.sleep(_POSITIONS_S)
             try:
@@ -81,23 +82,14 @@ class Judge:
             except grpc.aio.AioRpcError:
                 continue
             if agent.starts == starts:
-                for (host, stream), at in found.items():
-                    before = last.get((host, stream), (0, 0))
-                    if at < before and self._followed_since(host, stream, sent):
+                for place, at in found.items():
+                    before = last.get(place, (0, 0))
+                    if at < before:
+                        host, stream, _ = place
                         self._ledger.find(
                             Law.BACK, f"{host} is at {at} on {stream}, and was at {before} before"
                         )
-            last, starts, sent = found, agent.starts, self._ledger.newest_mark
-
-    def _followed_since(self, host: str, stream: str, mark: int) -> bool:
-        """Has the host surely followed the stream since that change?"""
-        kind, _, id_ = stream.partition("/")
-        if kind == "inbox":
-            return True
-        return any(
-            isinstance(one, Port) and one.host_id == host and self._ledger.last_sent[key] <= mark
-            for key, one in self._tenants[id_].model.objects.items()
-        )
+            last, starts = found, agent.starts
 
     # --- at the end ---
 

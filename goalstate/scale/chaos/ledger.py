@@ -73,7 +73,6 @@ class Ledger:
     _highest: int = 0
     #: Stream of a VPC → the newest mark that an answer named.
     marks: dict[str, tuple[int, int]] = field(default_factory=dict)
-    newest_mark: int = 0
 
     def find(self, law: Law, what: str) -> None:
         self.findings.append(Finding(law, what))
@@ -85,7 +84,6 @@ class Ledger:
     def send(self, change: Change) -> int:
         """It is sent now; gives what `accept` must be told."""
         self.under_way += 1
-        self.newest_mark = max(self.newest_mark, change.mark)
         if not change.invalid:
             for key in change.touched:
                 self.last_sent[key] = change.mark

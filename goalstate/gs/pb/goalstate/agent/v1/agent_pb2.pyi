@@ -127,6 +127,7 @@ class StreamReport(_message.Message):
     REVOKED_EPOCH_FIELD_NUMBER: _builtins.int
     REVOKED_SEQUENCE_FIELD_NUMBER: _builtins.int
     REVOKED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    FOLLOWED_UNIX_NS_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     epoch: _builtins.int
     """Contiguous: everything up to here was applied, but for the exceptions."""
@@ -141,6 +142,8 @@ class StreamReport(_message.Message):
     """
     revoked_sequence: _builtins.int
     revoked_unix_ns: _builtins.int
+    followed_unix_ns: _builtins.int
+    """Since when the host follows it; told by the inspection service, not in reports."""
     def __init__(
         self,
         *,
@@ -152,10 +155,11 @@ class StreamReport(_message.Message):
         revoked_epoch: _builtins.int = ...,
         revoked_sequence: _builtins.int = ...,
         revoked_unix_ns: _builtins.int = ...,
+        followed_unix_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digest", b"digest", "epoch", b"epoch", "revoked_epoch", b"revoked_epoch", "revoked_sequence", b"revoked_sequence", "revoked_unix_ns", b"revoked_unix_ns", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digest", b"digest", "epoch", b"epoch", "followed_unix_ns", b"followed_unix_ns", "revoked_epoch", b"revoked_epoch", "revoked_sequence", b"revoked_sequence", "revoked_unix_ns", b"revoked_unix_ns", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
