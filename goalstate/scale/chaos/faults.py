@@ -85,8 +85,16 @@ class Faults:
             begun, epoch = time.monotonic(), self._publishers.epoch
             mended_s: float | None
             if step.fault in (Fault.KILL_ACTIVE, Fault.PAUSE_ACTIVE):
-                # While it is away the other one takes over.
-                mended_s, _ = await asyncio.gather(self._served(epoch, begun), self._do(step, part))
+                # While it is away the other one takes over. It may be that one that goes on, if it
+                # was stopped for no longer than the other one took.
+                back = asyncio.Event()
+
+                async def away() -> None:
+                    await self._do(step, part)
+                    if step.fault is Fault.PAUSE_ACTIVE:
+                        back.set()
+
+                mended_s, _ = await asyncio.gather(self._served(epoch, begun, back), away())
             else:
                 await self._do(step, part)
                 mended_s = time.monotonic() - begun - step.lasts_s
@@ -172,10 +180,16 @@ class Faults:
         finally:
             link.mend()
 
-    async def _served(self, above: int, since: float) -> float | None:
-        """Seconds from then until somebody serves under a higher epoch; None: not in time."""
+    async def _served(
+        self, above: int, since: float, back: asyncio.Event | None = None
+    ) -> float | None:
+        """Seconds from then until somebody serves under a higher epoch, or, once who served is
+        `back`, at all; None: not in time."""
         end = time.monotonic() + MENDED_S
-        while not (self._publishers.active and self._publishers.epoch > above):
+        while not (
+            self._publishers.active
+            and (self._publishers.epoch > above or (back is not None and back.is_set()))
+        ):
             if time.monotonic() > end:
                 return None
             await asyncio.sleep(_LOOK_S)
