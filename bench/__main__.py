@@ -137,7 +137,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure goalstate on this machine, beside the plain Pulsar client and others.",
-        epilog="A whole run takes some 24 minutes on two cores, a quick one 7. "
+        epilog="A whole run takes some 34 minutes on two cores, a quick one 10. "
         "The exit code says whether everything could be measured, not whether goals were met.",
     )
     parser.add_argument(

@@ -202,8 +202,8 @@ async def _answer(make: Callable[[], _Calls], pipe: Connection) -> None:
     calls = make()
     await calls.open()
     relax_garbage_collection()
-    pipe.send(True)
     try:
+        pipe.send(True)
         while True:
             name, arguments = await asyncio.to_thread(pipe.recv)
             try:
@@ -212,5 +212,5 @@ async def _answer(make: Callable[[], _Calls], pipe: Connection) -> None:
                 named = "" if isinstance(error, MeasurementFailed) else f"{type(error).__name__}: "
                 answer = False, f"{named}{error}"
             pipe.send(answer)
-    except EOFError:
+    except (EOFError, BrokenPipeError):  # nobody asks any more
         await calls.close()

@@ -162,8 +162,9 @@ def _table(
         else:
             rows.append((one.name, *cells(task)))
     why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    text = f"{title}\n\nNot measured: {why}." if why else title
-    return Table(("system", *columns), rows, textwrap.fill(text, 100, replace_whitespace=False))
+    if why:
+        title = f"{title}\n\n{textwrap.fill(f'Not measured: {why}.', 100)}"
+    return Table(("system", *columns), rows, title)
 
 
 def _median(values: Sequence[float]) -> str:
