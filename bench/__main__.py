@@ -24,6 +24,7 @@ from bench import (
     fanout,
     hold,
     join,
+    kept,
     machine,
     memory,
     overload,
@@ -39,13 +40,7 @@ from bench.system import Brokers, MeasurementFailed
 from goalstate import __version__
 from goalstate.bus.errors import BusError
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 _TITLE = "Measurements"
-_ABOUT = """\
-Written by `python -m bench --write`. A goal is met or missed by the median; beside it are the
-lowest and the highest value of the repeats in this run. Everything (broker, publisher, hosts,
-clients) shares the one machine.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,14 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.write:
-        text = "\n".join([summary, *map(report.section, sections)])
-        RESULTS.write_text(text, encoding="utf-8")
-        progress(f"written: {RESULTS}")
+        kept.keep(sections, facts, list(measurements))
+        progress(f"written: {kept.RESULTS}")
     return 1 if failures else 0
 
 
 def _summary(facts: dict[str, str], goals: Sequence[Goal], failures: Sequence[str]) -> str:
-    parts = [report.head(_TITLE, facts), _ABOUT]
+    parts = [report.head(_TITLE, facts)]
     if goals:
         parts.append(report.table(report.goals(goals)) + "\n")
     parts += [f"NOT MEASURED: {failure}\n" for failure in failures]
@@ -156,7 +150,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--broker", metavar="URL", help="an Apache Pulsar that runs; else one is started"
     )
     parser.add_argument("--admin-url", metavar="URL", help="its admin REST API")
-    parser.add_argument("--write", action="store_true", help=f"write the report to {RESULTS.name}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"keep what was measured in {kept.RESULTS.name}"
+    )
     options = parser.parse_args(arguments)
     options.given = list(sys.argv[1:] if arguments is None else arguments)
     return options
