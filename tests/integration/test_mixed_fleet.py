@@ -187,7 +187,7 @@ def planes(monkeypatch: pytest.MonkeyPatch) -> dict[str, MemoryDataPlane]:
         made[host] = MemoryDataPlane()
         return made[host]
 
-    monkeypatch.setattr("goalstate.agent.__main__._data_planes", lambda config: make)
+    monkeypatch.setattr("goalstate.agent.__main__.data_planes_of", lambda config: make)
     monkeypatch.setattr("goalstate.agent.__main__.GRACE_S", 0.01)
     monkeypatch.setattr(proxy_module, "RETRY_S", 0.01)
     monkeypatch.setattr(proxy_module, "RETRY_MAX_S", 0.05)
