@@ -25,12 +25,14 @@ VPCS = 8
 #: Ports in one intent: enough that a client can offer ten times what a publisher can do.
 PORTS = 1000
 OVER = 10
+#: Of that one; the others only set its scale.
+REPEATS = 3
 #: Of what is accepted under overload, against what is accepted at most.
 GOAL_SHARE = 0.7
 _CALL_S = 30.0
 _METHOD = "/goalstate.northbound.v1.DataPlaneManager/Apply"
 _CONNECTIONS = 4
-_CLOSED_LOOP = 16
+_CLOSED_LOOP = 8
 
 METHOD = """\
 The publisher is a process of its own, beside {broker}. A client calls Apply with intents that each
@@ -67,7 +69,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             system.apply_all(region.vpc_intents(number + 1, PORTS))
         requests = _requests(region)
 
-        async def run() -> tuple[_Load, _Load, _Load]:
+        async def run() -> tuple[_Load, _Load, list[_Load]]:
             options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
             channels = [
                 grpc.aio.insecure_channel(system.address, options=options)
@@ -78,7 +80,10 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
                 most = await _closed_loop(stubs, requests, seconds)
                 progress(f"at most {most.accepted_s:.0f} intents/s are accepted")
                 half = await _open_loop(stubs, requests, most.accepted_s / 2, seconds)
-                over = await _open_loop(stubs, requests, most.accepted_s * OVER, seconds)
+                over = [
+                    await _open_loop(stubs, requests, most.accepted_s * OVER, seconds)
+                    for _ in range(1 if quick else REPEATS)
+                ]
             finally:
                 for channel in channels:
                     await channel.close()
@@ -86,7 +91,11 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
 
         most, half, over = asyncio.run(run())
     longest_s = AdmissionPolicy().longest_s
-    offered = (("as answered", most), ("half of that", half), (f"{OVER} times that", over))
+    offered = (
+        ("as answered", most),
+        ("half of that", half),
+        *((f"{OVER} times that", load) for load in over),
+    )
     rows = [
         (
             name,
@@ -115,14 +124,14 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             f"accepted at {OVER} times the load, against the most that is accepted",
             GOAL_SHARE,
             "×",
-            Samples.of([over.accepted_s / most.accepted_s]),
+            Samples.of([load.accepted_s / most.accepted_s for load in over]),
             at_least=True,
         ),
         Goal(
-            f"latency of what is accepted then, p99 of {len(over.latencies_ms)}",
+            f"latency of what is accepted then, p99 of {seconds:g} s",
             2 * longest_s * 1000,
             "ms",
-            Samples.of([percentile(over.latencies_ms, 0.99)]),
+            Samples.of([percentile(load.latencies_ms, 0.99) for load in over]),
         ),
     ]
     method = METHOD.format(
@@ -140,7 +149,12 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
         method,
         goals,
         [Table(columns, rows)],
-        {name: load._asdict() | {"answers": dict(load.answers)} for name, load in offered},
+        {
+            "loads": [
+                {"offered": name} | load._asdict() | {"answers": dict(load.answers)}
+                for name, load in offered
+            ]
+        },
     )
 
 

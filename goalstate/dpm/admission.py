@@ -4,9 +4,9 @@ Laws:
 
 1.  What is under way (begun, and not answered yet) is measured in time: how long it takes to answer
     all of it, at the rate at which what was under way lately was answered; or for how long nothing
-    was. An intent that finds more than `longest_s` of it is shed at once, so that the latency of
-    what is accepted stays bounded however much is offered (Little's law: what is under way is rate
-    times latency).
+    was. An intent that would be answered after more than `longest_s` of that is shed at once, so
+    that the latency of what is accepted stays bounded however much is offered (Little's law: what
+    is under way is rate times latency).
 2.  Up to `at_least` intents are under way before any is shed: a rate is only known under load.
 3.  What is under way, and what no broker has confirmed yet, is bounded in bytes as well: a broker
     that is slow makes callers wait, not memory grow.
@@ -34,7 +34,7 @@ class AdmissionPolicy(NamedTuple):
     """`longest_s`: seconds of work under way. Sizes in bytes."""
 
     longest_s: float = 0.5
-    at_least: int = 16
+    at_least: int = 8
     under_way_bytes: int = 256 * 1024 * 1024
     unconfirmed_bytes: int = 256 * 1024 * 1024
 
@@ -68,7 +68,8 @@ class Admission:
         elif not self.under_way:
             return
         else:
-            waiting_s = max(now - self._last, self._weight / self._rate if self._rate else 0.0)
+            weight = self._weight + size + BASE_BYTES
+            waiting_s = max(now - self._last, weight / self._rate if self._rate else 0.0)
             if self.under_way >= policy.at_least and waiting_s > policy.longest_s:
                 reason = f"{self.under_way} intents are under way, {waiting_s:.1f} s of work"
             elif self._weight + size > policy.under_way_bytes:
