@@ -38,7 +38,7 @@ class _Process(Answering):
     def __init__(self, what: str, make: Callable[[], _Calls]) -> None:
         self._what = what
         super().__init__(
-            partial(_serve, make), open_s=_OPEN_S, close_s=10, too_late=f"{what} do not answer"
+            partial(_serve, make), open_s=_OPEN_S, close_s=10, too_late=f"{what} did not answer in time"
         )
 
     @property
