@@ -38,7 +38,10 @@ class _Process(Answering):
     def __init__(self, what: str, make: Callable[[], _Calls]) -> None:
         self._what = what
         super().__init__(
-            partial(_serve, make), open_s=_OPEN_S, close_s=10, too_late=f"{what} did not answer in time"
+            partial(_serve, make),
+            open_s=_OPEN_S,
+            close_s=10,
+            too_late=f"{what} did not answer in time",
         )
 
     @property
