@@ -165,8 +165,8 @@ def summary(core: HostCore) -> agent_pb2.HostSummary:
         resources=sum(stream.resources() for stream in core.streams.values()),
         exceptions=exceptions(core),
     )
-    for stream in filter(_is_told, core.streams.values()):
-        _tell(stream, heads.streams.add())
+    positions = map(position, core.streams.values())
+    heads.streams.extend(at for at in positions if at is not None)
     return heads
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goalstate.agent.reports import position
+from goalstate.agent.reports import summary
 from goalstate.agent.state import Head, StoredStream, Update
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import Mark, StreamId
@@ -160,14 +160,18 @@ def test_a_stream_that_is_left_and_followed_again_is_stored_as_it_is_then(rig: R
     assert state(host) == state(rig)
 
 
+def since(rig: Rig) -> int:
+    """As the inspection service lists it."""
+    (told,) = (at for at in summary(rig.core).streams if at.stream == str(STREAM))
+    return told.followed_unix_ns
+
+
 def test_since_when_a_stream_is_followed_is_told_anew_where_it_was_left(rig: Rig) -> None:
-    told = position(rig.core.streams[STREAM])
-    assert told is not None and told.followed_unix_ns == START_NS
+    assert since(rig) == START_NS
     rig.on_inbox(gone(port(1)), gone(subscription()))
     rig.now += 5
     rig.on_inbox(subscription(revision=3))
-    told = position(rig.core.streams[STREAM])
-    assert told is not None and told.followed_unix_ns > START_NS
+    assert since(rig) > START_NS
 
 
 def test_what_is_not_followed_any_more_is_forgotten(rig: Rig) -> None:
