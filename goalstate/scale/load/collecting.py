@@ -7,18 +7,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from goalstate.scale.load import control
+from goalstate.scale.load.control import Usage
 from goalstate.scale.load.generator import SECOND_NS, Outcome
 from goalstate.scale.load.recording import Distributions, Key
 from goalstate.scale.load.stages import Stage
 from goalstate.scale.load.witness import Seen, merged
 from goalstate.scale.load.workload import ChangeKind
-
-
-class Use(NamedTuple):
-    """Of one process, since its beginning."""
-
-    cpu_s: float
-    rss_bytes: int
 
 
 class Change(NamedTuple):
@@ -42,7 +36,7 @@ class Collected:
         self.accepted: dict[tuple[int, int], Change] = {}
         self._seen: dict[tuple[int, int], Seen] = {}
         #: By second, what each process has used; and bytes over the loopback device so far.
-        self.resources: dict[int, dict[str, Use]] = defaultdict(dict)
+        self.resources: dict[int, dict[str, Usage]] = defaultdict(dict)
         self.loopback: dict[int, int] = {}
         #: Bytes so far, by what: when measuring began, and at its end.
         self.traffic: list[dict[str, int]] = []
@@ -61,9 +55,7 @@ class Collected:
     def progress(self, said: control.Progress, role: str) -> None:
         self.distributions.add(said.second, said.histograms)
         self.waiting[said.worker] = said.waiting
-        self.resources[said.second][f"{role} {said.worker}"] = Use(
-            *said.usage.model_dump().values()
-        )
+        self.resources[said.second][f"{role} {said.worker}"] = said.usage
         if said.outcomes:
             self._outcomes[said.worker] = Counter(
                 {(p, kind, Outcome(name)): n for p, kind, name, n in said.outcomes}
@@ -90,7 +82,7 @@ class Collected:
         for lost in said.lost:
             self._see(control.to_seen(lost.seen))
 
-    def used(self, second: int, of: Mapping[str, Use], loopback: int) -> None:
+    def used(self, second: int, of: Mapping[str, Usage], loopback: int) -> None:
         self.resources[second].update(of)
         self.loopback[second] = loopback
 

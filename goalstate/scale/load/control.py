@@ -76,7 +76,9 @@ class Ready(_Model):
     worker: str
 
 
-class Usage(_Model):
+class Usage(NamedTuple):
+    """What a process has used so far."""
+
     cpu_s: float
     rss_bytes: int
 

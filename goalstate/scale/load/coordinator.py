@@ -19,7 +19,7 @@ from goalstate.bus.connect import connect
 from goalstate.process import clock_id
 from goalstate.scale.load import clocks, control, system
 from goalstate.scale.load.clocks import Exchange, Offset
-from goalstate.scale.load.collecting import Collected, Use
+from goalstate.scale.load.collecting import Collected
 from goalstate.scale.load.control import Line
 from goalstate.scale.load.errors import LoadError
 from goalstate.scale.load.generator import SECOND_NS
@@ -325,8 +325,7 @@ class Coordinator:
             await asyncio.sleep(
                 max(0.0, (start_ns + (second + 1) * SECOND_NS - time.time_ns()) / SECOND_NS)
             )
-            used = {name: Use(*one) for name, one in self._system.used().items()}
-            self._collected.used(second, used, system.loopback_bytes())
+            self._collected.used(second, self._system.used(), system.loopback_bytes())
             if second == begins - 1:
                 self._collected.traffic.append(await asyncio.to_thread(self._system.traffic))
             if second >= 0:

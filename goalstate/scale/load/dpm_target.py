@@ -19,7 +19,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2_grpc import (
     DataPlaneManagerStub,
 )
-from goalstate.process import MAX_GRPC_BYTES
+from goalstate.process import DIRECTLY, MAX_GRPC_BYTES
 from goalstate.scale.load.changes import Change
 from goalstate.scale.load.generator import Answer, Outcome
 from goalstate.scale.load.stamps import Stamp, Stamps
@@ -34,7 +34,7 @@ _CONNECTIONS = 4
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
-    ("grpc.enable_http_proxy", 0),
+    DIRECTLY,
     ("grpc.use_local_subchannel_pool", 1),
 )
 

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import grpc
 import psutil
@@ -25,6 +25,7 @@ from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.pb.goalstate.northbound.v1.dataplane_manager_pb2_grpc import (
     DataPlaneManagerStub,
 )
+from goalstate.scale.load.control import Usage
 from goalstate.scale.load.dpm_target import OPTIONS
 from goalstate.scale.load.errors import LoadError
 from goalstate.scale.load.workload import Layout
@@ -36,13 +37,6 @@ _ASK_S = 5.0
 #: The processes themselves are asked, whatever proxy the environment names.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 BUILD_S = 1800.0
-
-
-class Used(NamedTuple):
-    """What a process has used so far."""
-
-    cpu_s: float
-    rss_bytes: int
 
 
 class System:
@@ -211,7 +205,7 @@ class System:
                 found[way] = _total(url, name, namespace=namespace)
         return found
 
-    def used(self) -> dict[str, Used]:
+    def used(self) -> dict[str, Usage]:
         """What the processes that were started have used so far, by what they are."""
         found = {}
         for name, pids in (("dpm", (self.dpm_pid,)), ("broker", self.broker.pids)):
@@ -223,10 +217,10 @@ class System:
         return found
 
 
-def used(process: psutil.Process) -> Used:
+def used(process: psutil.Process) -> Usage:
     with process.oneshot():
         times, memory = process.cpu_times(), process.memory_info()
-    return Used(times.user + times.system, memory.rss)
+    return Usage(times.user + times.system, memory.rss)
 
 
 def _total(url: str, name: str, **labels: str) -> int:

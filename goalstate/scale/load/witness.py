@@ -58,10 +58,11 @@ def _first(one: int, other: int) -> int:
 class _Message:
     """What one change put on one stream: of several messages, up to the last of them."""
 
-    __slots__ = ("first_ns", "hosts", "last_ns", "published_ns", "stamp", "waiting")
+    __slots__ = ("first_ns", "hosts", "last_ns", "phase", "published_ns", "stamp", "waiting")
 
-    def __init__(self, stamp: Stamp, published_ns: int, waiting: set[str]) -> None:
+    def __init__(self, stamp: Stamp, phase: int, published_ns: int, waiting: set[str]) -> None:
         self.stamp = stamp
+        self.phase = phase
         self.published_ns = published_ns
         self.waiting = waiting
         self.hosts = 0
@@ -92,7 +93,7 @@ class Witness:
         #: In the order of their marks.
         self._open: dict[StreamId, dict[Mark, _Message]] = {}
         self._settled: list[Seen] = []
-        #: By host: sum of latencies (ns), how many, and the longest.
+        #: By host: sum of latencies (ns), and how many.
         self.hosts: dict[str, list[int]] = {}
         #: Is told of each host that gets on, where somebody wants to know.
         self.moved: Callable[[str], None] | None = None
@@ -101,25 +102,16 @@ class Witness:
 
     def received(self, host: str, stream: StreamId, envelope: Envelope, now: int) -> None:
         """A host took the next message of a stream."""
-        stamp = self._stamps.read(envelope.traceparent) if envelope.traceparent else None
-        if stamp is None:
+        if envelope.chunk != envelope.chunks or not envelope.traceparent:
             return
-        phase = self._phase(stamp)
-        if phase is None:
-            return
-        if envelope.chunk != envelope.chunks:
-            return
-        messages = self._open.setdefault(stream, {})
         mark = envelope.mark
         if mark > self._newest.get(stream, ORIGIN):
-            self._newest[stream] = mark
-            waiting = self._followers.get(stream, set()) | {host}
-            messages[mark] = _Message(stamp, envelope.published_ns, waiting)
-        message = messages.get(mark)
+            self._begin(host, stream, envelope)
+        message = self._open.get(stream, {}).get(mark)
         # A host that begins to follow may read what all others have had for long.
         if message is not None and host in message.waiting:
-            latency_ns = max(0, now - self._ahead_ns - stamp.intended_ns)
-            self._recorder.record(phase, Stage.RECEIVED, latency_ns)
+            latency_ns = max(0, now - self._ahead_ns - message.stamp.intended_ns)
+            self._recorder.record(message.phase, Stage.RECEIVED, latency_ns)
 
     def applied(self, host: str, stream: StreamId, mark: Mark, now: int) -> None:
         """All of a stream up to this mark is applied on a host."""
@@ -142,14 +134,11 @@ class Witness:
                 message.hosts += 1
                 message.first_ns = message.first_ns or now
                 message.last_ns = now
-                phase = self._phase(message.stamp)
-                if phase is not None:
-                    latency_ns = max(0, now - message.stamp.intended_ns)
-                    self._recorder.record(phase, Stage.APPLIED, latency_ns)
-                    of_host = self.hosts.setdefault(host, [0, 0, 0])
-                    of_host[0] += latency_ns
-                    of_host[1] += 1
-                    of_host[2] = max(of_host[2], latency_ns)
+                latency_ns = max(0, now - message.stamp.intended_ns)
+                self._recorder.record(message.phase, Stage.APPLIED, latency_ns)
+                of_host = self.hosts.setdefault(host, [0, 0])
+                of_host[0] += latency_ns
+                of_host[1] += 1
                 if not message.waiting:
                     done.append(at)
         for at in done:
@@ -180,6 +169,17 @@ class Witness:
     def under_way(self) -> int:
         """Changes on streams that are not settled."""
         return sum(map(len, self._open.values()))
+
+    def _begin(self, host: str, stream: StreamId, envelope: Envelope) -> None:
+        """The first host gets a message; of a change of a measured phase, others are to follow."""
+        stamp = self._stamps.read(envelope.traceparent)
+        phase = self._phase(stamp) if stamp is not None else None
+        if stamp is None or phase is None:
+            return
+        self._newest[stream] = envelope.mark
+        waiting = self._followers.get(stream, set()) | {host}
+        message = _Message(stamp, phase, envelope.published_ns, waiting)
+        self._open.setdefault(stream, {})[envelope.mark] = message
 
     def _settle(self, message: _Message) -> None:
         if message.hosts:

@@ -29,13 +29,14 @@ from goalstate.gs.topics import Topics
 from goalstate.process import clock_id
 from goalstate.scale.load import control
 from goalstate.scale.load.changes import ChangeSource
-from goalstate.scale.load.control import Assignment, Line, Lost, Usage
+from goalstate.scale.load.control import Assignment, Line, Lost
 from goalstate.scale.load.dpm_target import DpmTarget
 from goalstate.scale.load.errors import LoadError
 from goalstate.scale.load.generator import SECOND_NS, Generator, Outcome, Target
 from goalstate.scale.load.joining import Joining
 from goalstate.scale.load.recording import Recorder
 from goalstate.scale.load.stamps import Stamps
+from goalstate.scale.load.system import used
 from goalstate.scale.load.witness import Witness
 from goalstate.scale.load.workload import Workload
 
@@ -138,10 +139,8 @@ class Worker:
         try:
             await self._say(control.Ready(worker=self.name))
             start_ns = await self._started
-            told = 0
 
             def progress(second: int) -> control.Progress:
-                nonlocal told
                 sent, generator.sent = generator.sent, []
                 return control.Progress(
                     worker=self.name,
@@ -160,7 +159,7 @@ class Worker:
                         if one.answer.outcome is Outcome.ACCEPTED
                     ],
                     waiting=generator.waiting,
-                    usage=self._usage(),
+                    usage=used(self._process),
                 )
 
             await self._telling(generator.run(start_ns), clock, start_ns, progress)
@@ -211,7 +210,7 @@ class Worker:
                     histograms=recorder.take(),
                     seen=[control.from_seen(seen) for seen in witness.take()],
                     waiting=witness.under_way + len(joins.under_way),
-                    usage=self._usage(),
+                    usage=used(self._process),
                     **_counted(fleets),
                 )
 
@@ -234,7 +233,7 @@ class Worker:
                 not_joined=len(joins.under_way),
                 slowest=[
                     (host, total / count / 1e6, count)
-                    for host, (total, count, _) in slowest[:_SLOWEST]
+                    for host, (total, count) in slowest[:_SLOWEST]
                 ],
             )
             await self._say(ended)
@@ -264,10 +263,6 @@ class Worker:
             await self._say(progress(second))
         finally:
             task.cancel()
-
-    def _usage(self) -> Usage:
-        times = self._process.cpu_times()
-        return Usage(cpu_s=times.user + times.system, rss_bytes=self._process.memory_info().rss)
 
     async def _say(self, message: BaseModel) -> None:
         await self._line_of().say(message)

@@ -6,7 +6,7 @@ import pytest
 
 from goalstate.cli import load_live
 from goalstate.scale.load import workload
-from goalstate.scale.load.collecting import Collected, Use
+from goalstate.scale.load.collecting import Collected
 from goalstate.scale.load.control import Progress, Usage
 from goalstate.scale.load.progress import progress
 from goalstate.scale.load.recording import Recorder
@@ -65,7 +65,7 @@ def test_latency_is_of_the_last_second_that_was_told_of() -> None:
 def test_processors_are_by_role_over_the_last_two_samples() -> None:
     collected = Collected()
     for second, cpu_s in ((3, 1.0), (4, 1.25)):
-        collected.used(second, {"dpm": Use(cpu_s, 1)}, 0)
+        collected.used(second, {"dpm": Usage(cpu_s, 1)}, 0)
         collected.progress(told("a", second, cpu_s), "fleet")
         collected.progress(told("b", second, 2 * cpu_s), "fleet")
     now = progress(WORKLOAD, 5, collected)
