@@ -52,7 +52,6 @@ from goalstate.gs import ordering
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
-_REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _NOTHING: Mapping[str, Resource] = {}
 
 
@@ -275,7 +274,11 @@ class Programming:
                 change.intact = False  # one that was pending has a deadline still
                 self._wake_all(kind, change.ids, now)
                 return
-            revokes = wanted is not None and kind in _REVOKERS and ordering.revokes(before, wanted)
+            revokes = (
+                wanted is not None
+                and kind in ordering.REVOKERS
+                and ordering.revokes(before, wanted)
+            )
         change.deletion = wanted is None
         change.revokes = revokes
         if change.refusal and not change.deletion:

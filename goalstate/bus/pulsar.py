@@ -46,6 +46,8 @@ _CHUNK_MESSAGES = 500
 _CHUNK_BYTES = 8 * 1024 * 1024
 #: How long a message may still be on its way after the client said that there is none, seconds.
 _GRACE = 1.0
+#: How long the last message of a topic is waited for, before it is asked for anew, seconds.
+_SOUGHT_S = 2.0
 
 
 class _Decoder:
@@ -322,15 +324,25 @@ class PulsarBus:
 
     async def last(self, topic: str) -> Message | None:
         """As `base.Bus.last`. Takes some 0.1 s: see the traps in the module's text."""
-        handle = await self.client.open_reader(topic, LATEST, 1, None)
-        try:
-            held = await self.client.ask(f"read {topic}", handle.has_message_available_async)
-            if not held:
-                return None
-            raw = await self.client.ask(f"read {topic}", handle.read_next_async)
-            return self.decoder.decode(topic, raw)
-        finally:
-            await self.client.close_handle(handle)
+        waits_s = _SOUGHT_S
+        while True:
+            handle = await self.client.open_reader(topic, LATEST, 1, None)
+            try:
+                held = await self.client.ask(f"read {topic}", handle.has_message_available_async)
+                if not held:
+                    return None
+                try:
+                    raw = await self.client.ask(f"read {topic}", handle.read_next_async, waits_s)
+                except BrokerUnreachable:
+                    # To find the last one the client seeks it, and a message that comes before the
+                    # seek is answered is dropped for good: only another reader gets it.
+                    if waits_s > self.client.timeout:
+                        raise
+                    waits_s *= 2
+                    continue
+                return self.decoder.decode(topic, raw)
+            finally:
+                await self.client.close_handle(handle)
 
     async def close(self) -> None:
         """As `base.Bus.close`. Closing twice is harmless."""

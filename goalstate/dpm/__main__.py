@@ -107,7 +107,7 @@ async def run(
             )
         bus = await connect(config.broker, compression=config.compression)
     metrics = Metrics()
-    shared = _Shared(bus, metrics, Spread(), Admission(AdmissionPolicy(config.longest_wait_s)))
+    shared = _Shared(bus, metrics, Spread(), Admission(_admission_policy(config)))
     engines = [
         _engine(config, of_shard, shared, own_bus=own_bus) for of_shard in topics.all_shards()
     ]
@@ -180,6 +180,11 @@ class _Shared(NamedTuple):
     admission: Admission
 
 
+def _admission_policy(config: DpmConfig) -> AdmissionPolicy:
+    # How long a group waits is no sign of too much work.
+    return AdmissionPolicy(config.longest_wait_s + config.group_interval_s)
+
+
 def _engine(config: DpmConfig, topics: Topics, shared: _Shared, *, own_bus: bool) -> Engine:
     """Of one shard."""
     own_stream = config.security_groups == "own-stream"
@@ -209,6 +214,7 @@ def _engine(config: DpmConfig, topics: Topics, shared: _Shared, *, own_bus: bool
         # Another process cannot reach a bus that is given.
         snapshot_writer=partial(write_in_process, snapshot_task) if own_bus else None,
         spread=shared.spread,
+        group_interval_s=config.group_interval_s,
     )
 
 

@@ -51,8 +51,10 @@ class Admission:
         self._weight = 0
         #: Weight answered per second; 0: not known.
         self._rate = 0.0
-        #: Since when the next rate is taken, the weight answered in that time, and the last answer.
-        self._begun = 0.0
+        #: Of the next rate: seconds in which something was under way, up to `_since`, and the
+        #: weight answered in them. And the last answer.
+        self._busy_s = 0.0
+        self._since = 0.0
         self._answered = 0
         self._last = 0.0
 
@@ -81,21 +83,26 @@ class Admission:
 
     def enter(self, size: int, unconfirmed: int, now: float) -> None:
         """It begins. Raises Overloaded, as `check`: then it does not."""
+        self._measure(now)
         self.check(size, unconfirmed, now)
         if not self.under_way:
             # Idle time says nothing of the rate.
-            self._begun, self._answered, self._last = now, 0, now
+            self._since = self._last = now
         self.under_way += 1
         self._weight += size + BASE_BYTES
 
     def leave(self, size: int, now: float) -> None:
         """One that entered is answered, whatever came of it."""
+        self._measure(now)
         self.under_way -= 1
         self._weight -= size + BASE_BYTES
         self._answered += size + BASE_BYTES
-        self._last = now
-        passed = now - self._begun
-        if passed >= _WINDOW_S:
-            rate = self._answered / passed
+        self._busy_s += now - self._since
+        self._since = self._last = now
+
+    def _measure(self, now: float) -> None:
+        """Take a rate, if there is one to be taken. Those that are answered together count all."""
+        if self._busy_s >= _WINDOW_S and now > self._last:
+            rate = self._answered / self._busy_s
             self._rate += _SHARE * (rate - self._rate) if self._rate else rate
-            self._begun, self._answered = now, 0
+            self._busy_s, self._answered = 0.0, 0

@@ -75,7 +75,15 @@ class DpmConfig(BaseSettings):
     longest_wait_s: float = Field(
         default=AdmissionPolicy().longest_s,
         gt=0,
-        description="an intent that would wait for longer is shed (RESOURCE_EXHAUSTED)",
+        description="an intent that would wait for longer, beside group_interval_s, is shed "
+        "(RESOURCE_EXHAUSTED)",
+    )
+    group_interval_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="changes share a record of the intent log, and a message on each stream, with "
+        "those that come within so many seconds of the last; 0: while that is on its way",
     )
     snapshot_min_bytes: int = Field(
         default=SnapshotPolicy().at_least,

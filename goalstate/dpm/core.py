@@ -1,13 +1,16 @@
 """The core of the publisher: accepted intent in, publications out. Pure: no IO, no clock.
 
     intent ─▶ desired ─▶ touched keys ─▶ inventory ─▶ items per stream ─▶ publications
+              └────────── take, for each change ──────────────┘   └─ put, for a group ─┘
 
 Laws (those of what is on the streams are in `inventory`):
 
 1.  An intent is accepted whole or refused whole; a refused one leaves no trace.
 2.  Publications are a function of the log: the same records in the same order give the same
     messages with the same marks, byte for byte. So a restarted publisher knows what it had
-    published, and what is missing, without having been told.
+    published, and what is missing, without having been told. Changes that are put together are one
+    change set on each stream that they touch, in one message where its size allows; nobody is to
+    look at the core between the first of them and `put`.
 3.  The cost of a change follows the change, not the size of the VPC or the number of its hosts.
     The exception is a VPC's switch to another channel: its followers are told, each once.
 4.  What a VPC's streams travel on follows from the log as well: from the thresholds that came with
@@ -23,7 +26,7 @@ from typing import NamedTuple
 
 from goalstate.dpm import channels
 from goalstate.dpm.channels import NEVER, ChannelPolicy
-from goalstate.dpm.inventory import Inventory, Publication, Record, Stamp
+from goalstate.dpm.inventory import Diff, Inventory, Publication, Record, Stamp, joined
 from goalstate.gs import packing
 from goalstate.gs.derivation import Derivation, Key
 from goalstate.gs.desired import Changes, Desired
@@ -59,8 +62,19 @@ class Accepted(NamedTuple):
     change: int
     accepted_ns: int
     changed_objects: int
+    #: Of changes that were put together: of all of them, at the last.
     publications: list[Publication]
     requirements: list[Requirement]
+
+
+class _Taken(NamedTuple):
+    """A change that is not put on the streams yet."""
+
+    change: int
+    now_ns: int
+    traceparent: str
+    changed_objects: int
+    diff: Diff
 
 
 class Memory(NamedTuple):
@@ -105,6 +119,8 @@ class Core:
         self._inbox_places: dict[str, dict[str, tuple[StreamId, Mark]]] = {}
         #: When the newest change that concerned each VPC was accepted.
         self._accepted_ns: dict[str, int] = {}
+        #: To be put on the streams together.
+        self._taken: list[_Taken] = []
 
     # --- intent in, publications out ---
 
@@ -135,6 +151,20 @@ class Core:
     ) -> Accepted:
         """Make changes so that were planned on this very state, and derive what to publish.
 
+        As `take`, and then `put`.
+        """
+        self.take(changes, now_ns, traceparent, again)
+        return self.put()[-1]
+
+    def take(
+        self,
+        changes: Changes,
+        now_ns: int,
+        traceparent: str = "",
+        again: Collection[Key] = (),
+    ) -> None:
+        """Make changes so that were planned on this very state. To be followed by `put`.
+
         `now_ns`: nanoseconds since the Unix epoch. What is in `again` and was on a stream is put
         there with the next revision also if it is the same, deletions included. Raises ValueError
         before the first epoch.
@@ -157,29 +187,51 @@ class Core:
         for vpc in switched:
             for stream in self._derivation.streams_of_vpc(vpc):
                 diff.on(stream).concerned.add((vpc, ""))
-        stamp = Stamp(self.epoch, self.change, now_ns, traceparent)
+        self._taken.append(_Taken(self.change, now_ns, traceparent, len(changes), diff))
+
+    def put(self) -> list[Accepted]:
+        """Put what was taken since the last time on the streams; gives what came of each change."""
+        taken, self._taken = self._taken, []
         publications: list[Publication] = []
-        requirements: list[Requirement] = []
-        for stream, of_stream in diff.streams.items():
+        revoked: dict[StreamId, Mark] = {}
+        for stream, of_stream in joined([one.diff for one in taken]).streams.items():
             channel = Channel.PULSAR
             if stream.kind is not StreamKind.INBOX:
                 channel = self.channel_of_vpc(next(iter(of_stream.concerned))[0])
-            published, revoked = self.inventory.put(stream, channel, of_stream.items, stamp)
+            stamp = self._stamp([one for one in taken if stream in one.diff.streams])
+            published, revoked[stream] = self.inventory.put(stream, channel, of_stream.items, stamp)
             publications += published
+        accepted = [
+            Accepted(one.change, one.now_ns, one.changed_objects, [], self._required(one, revoked))
+            for one in taken
+        ]
+        if accepted:
+            accepted[-1].publications.extend(publications)
+        return accepted
+
+    def _stamp(self, taken: list[_Taken]) -> Stamp:
+        traces = ",".join(one.traceparent for one in taken if one.traceparent)
+        return Stamp(self.epoch, taken[-1].change, taken[-1].now_ns, traces)
+
+    def _required(self, one: _Taken, revoked: dict[StreamId, Mark]) -> list[Requirement]:
+        requirements: list[Requirement] = []
+        diff = one.diff
+        for stream, of_stream in diff.streams.items():
             mark = self.streams[stream].mark
             for vpc, host in of_stream.concerned:
-                self._accepted_ns[vpc] = now_ns
+                self._accepted_ns[vpc] = one.now_ns
                 if host:
                     self._inbox_places.setdefault(vpc, {})[host] = (stream, mark)
             inbox = stream.kind is StreamKind.INBOX
             hosts = frozenset(host for _, host in of_stream.concerned) if inbox else None
-            requirements.append(Requirement(stream, mark, hosts, revoked))
+            until = revoked[stream] if of_stream.revokes else ORIGIN
+            requirements.append(Requirement(stream, mark, hosts, until))
         for stream, hosts_joined in diff.joined.items():
             # What they need of it may all have been published by earlier changes.
             state = self.streams[stream]
             if stream not in diff.streams and state.mark > ORIGIN:
                 requirements.append(Requirement(stream, state.mark, frozenset(hosts_joined)))
-        return Accepted(self.change, now_ns, len(changes), publications, requirements)
+        return requirements
 
     def logged(self, change: int) -> None:
         """The log has all changes up to this one: they cannot be lost any more."""

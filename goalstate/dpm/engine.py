@@ -85,8 +85,10 @@ class Engine:
         checkpoints: CheckpointPolicy = CheckpointPolicy(),
         admission: Admission | None = None,
         spread: Spread | None = None,
+        group_interval_s: float = 0.0,
     ) -> None:
-        """`failover_after_s`: seconds, alike for all engines of a region. `snapshot_writer` writes
+        """`failover_after_s`: seconds, alike for all engines of a region. `group_interval_s`: see
+        `Intake`. `snapshot_writer` writes
         a snapshot of the log elsewhere; without one, it is written here (see
         `snapshot.write_snapshot`). `spread` is shared by the engines of a process, which serve the
         shards of one region."""
@@ -104,6 +106,7 @@ class Engine:
         self._failover_after_s = failover_after_s
         self._checkpoint_policy = checkpoints
         self._spread = spread or Spread()
+        self._group_interval_s = group_interval_s
         self._admission = admission or Admission(AdmissionPolicy())
         self._admission.backlogs.append(lambda: self._backlog_bytes)
         self._snapshots = SnapshotUpkeep(
@@ -183,6 +186,7 @@ class Engine:
             missing,
             lock=self.lock,
             checkpoints=self._checkpoint_policy,
+            group_interval_s=self._group_interval_s,
             clock_ns=self._clock_ns,
             metrics=self._metrics,
             lost=self._succession.lost_the_log,
@@ -286,11 +290,9 @@ class Engine:
             task.exception()  # its caller may be gone, and an error is not to be reported twice
 
     async def _apply(self, change: log_pb2.Change) -> Outcome:
-        async with self.lock:
-            intake = self._succession.now_serving().intake
-            change.accepted_unix_ns = self._clock_ns()
-            accepted, answer = await intake.take(change)
-            newest = self.core.change
+        change.accepted_unix_ns = self._clock_ns()
+        intake = self._succession.now_serving().intake
+        accepted, newest, answer = await intake.take(change)
         if answer is not None:
             await answer
         if accepted is None:

@@ -47,12 +47,13 @@ class Incarnation:
         *,
         lock: asyncio.Lock,
         checkpoints: CheckpointPolicy,
+        group_interval_s: float,
         clock_ns: Callable[[], int],
         metrics: Metrics,
         lost: Callable[[BaseException], None],
     ) -> None:
         """`replay`: of the whole log. `missing`: what the topics do not have of it. `lock`: nobody
-        changes the core while it is held. `lost`: see `Intake`."""
+        changes the core while it is held. `group_interval_s`, `lost`: see `Intake`."""
         core = replay.core
         self.leadership = leadership
         #: Up to which change the log says that everything is published.
@@ -79,7 +80,13 @@ class Incarnation:
             Router(transport, self.sessions, self._came_back), replay.published
         )
         self.intake = Intake(
-            core, replay.changes, leadership.log, publish=self.publisher.publish, lost=lost
+            core,
+            replay.changes,
+            leadership.log,
+            lock=lock,
+            interval_s=group_interval_s,
+            publish=self.publisher.publish,
+            lost=lost,
         )
         self.checkpoints = Checkpoints(
             bus,

@@ -12,7 +12,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -128,6 +128,10 @@ class StreamDiff:
         #: Which hosts find something on an inbox stream, and of which VPC: (vpc, host).
         self.concerned: set[tuple[str, str]] = set()
 
+    @property
+    def revokes(self) -> bool:
+        return any(phase == _REVOCATION for phase, *_ in self.items)
+
 
 class Diff:
     """What one change puts on its streams."""
@@ -158,6 +162,38 @@ class Diff:
         phase = _REVOCATION if revokes else _PHASES[resource[0], come == 0]
         diff.items.append((phase, addressed, gone, come))
         diff.concerned.add((vpc, host))
+
+
+def joined(diffs: Sequence[Diff]) -> Diff:
+    """What several changes, one after the other, put on their streams: each resource once."""
+    if len(diffs) == 1:
+        return diffs[0]
+    whole = Diff()
+    merged: dict[StreamId, dict[tuple[Kind, str, str], Item]] = {}
+    for diff in diffs:
+        for stream, part in diff.streams.items():
+            whole.on(stream).concerned |= part.concerned
+            items = merged.setdefault(stream, {})
+            for item in part.items:
+                host, resource = item[1]
+                key = (resource.kind, resource.id, host)
+                items[key] = _after(items[key], item) if key in items else item
+    for stream, items in merged.items():
+        whole.on(stream).items = list(items.values())
+    return whole
+
+
+def _after(first: Item, second: Item) -> Item:
+    """The second of two changes of a resource, for those who have not had the first."""
+    phase, (_, resource), gone, come = first
+    if second[3] and not gone:
+        phase = _PHASES[resource.kind, False]
+    elif second[3] and not come:
+        # It was taken away and came back, perhaps with less than it permitted before.
+        phase = _REVOCATION if resource.kind in ordering.REVOKERS else second[0]
+    elif phase != _REVOCATION or not second[3]:
+        phase = second[0]
+    return phase, second[1], gone, second[3]
 
 
 class Inventory:

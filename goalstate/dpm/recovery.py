@@ -56,6 +56,22 @@ def remember(changes: Changes, accepted: Accepted) -> None:
         changes.popitem(last=False)
 
 
+def changes_of(record: log_pb2.Record) -> Sequence[log_pb2.Change]:
+    """The changes that a record holds."""
+    if record.HasField("change"):
+        return [record.change]
+    return record.group.changes
+
+
+def named(record: log_pb2.Record) -> str:
+    """A record, for people."""
+    changes = changes_of(record)
+    if not changes:
+        return f"{record.WhichOneof('body')}"
+    first, last = changes[0].change, changes[-1].change
+    return f"change {first}" if first == last else f"changes {first} to {last}"
+
+
 class Replay:
     """A core as its log makes it, record by record."""
 
@@ -92,15 +108,16 @@ class Replay:
         """
         self.records += 1
         body = record.WhichOneof("body")
+        changes = changes_of(record)
         try:
             if body == "incarnation":
                 self._begin(record.incarnation)
-            elif body == "change":
-                if lost and record.change.change > self.core.change + 1:
+            elif changes:
+                if lost and changes[0].change > self.core.change + 1:
                     # It builds on a change that did not get into the log, so neither was ever
                     # acknowledged: its writer stopped at the first that failed.
                     return
-                self._change(record.change)
+                self._redo_changes(changes)
             elif body == "published":
                 self._published(record.published.change)
             elif body == "alive":
@@ -110,9 +127,8 @@ class Replay:
             else:
                 raise ValueError("it says nothing that is known here")
         except (ValueError, GoalStateError) as error:
-            name = f"change {record.change.change}" if body == "change" else f"{body}"
             raise LogUnreadable(
-                f"record {self.records} ({name}) of {self.core.topics.intent_log}: {error}"
+                f"record {self.records} ({named(record)}) of {self.core.topics.intent_log}: {error}"
             ) from error
 
     def check_placement(self, own_stream: bool) -> None:
@@ -142,20 +158,23 @@ class Replay:
         self.core.begin_epoch(incarnation.epoch, policy)
         self.active = log_pb2.Alive(writer=incarnation.writer, address=incarnation.address)
 
-    def _change(self, change: log_pb2.Change) -> None:
-        changes = self.core.plan(intent_codec.from_proto(change.intent))
-        again = republished(change.republished)
-        accepted = self.core.accept(changes, change.accepted_unix_ns, change.traceparent, again)
-        if accepted.change != change.change:
-            raise ValueError(f"it would be change {accepted.change} here")
-        self.core.logged(accepted.change)
-        remember(self.changes, accepted)
-        for publication in accepted.publications:
-            if publication.begins:
-                # The log on the topic does not go on from it without a gap.
-                self.checkpoints.pop(publication.envelope.stream, None)
-            if publication.channel is Channel.PULSAR:
-                self._unconfirmed.append((accepted.change, publication))
+    def _redo_changes(self, changes: Sequence[log_pb2.Change]) -> None:
+        for change in changes:
+            planned = self.core.plan(intent_codec.from_proto(change.intent))
+            again = republished(change.republished)
+            self.core.take(planned, change.accepted_unix_ns, change.traceparent, again)
+            if self.core.change != change.change:
+                raise ValueError(f"it would be change {self.core.change} here")
+        last = changes[-1].change
+        for accepted in self.core.put():
+            remember(self.changes, accepted)
+            for publication in accepted.publications:
+                if publication.begins:
+                    # The log on the topic does not go on from it without a gap.
+                    self.checkpoints.pop(publication.envelope.stream, None)
+                if publication.channel is Channel.PULSAR:
+                    self._unconfirmed.append((last, publication))
+        self.core.logged(last)
 
     def _checkpointed(self, checkpoint: log_pb2.Checkpointed) -> None:
         # It counts also where something before it is lost: it was noted when all that it holds was

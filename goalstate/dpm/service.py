@@ -389,11 +389,11 @@ def _short(text: str) -> str:
 
 def _traceparent(context: Context, own: str = "") -> str:
     """A request's own trace context, or else its call's. What is longer than any is none: it would
-    be in every message."""
+    be in every message, as would a list of several."""
     for key, value in () if own else context.invocation_metadata() or ():
         if key == "traceparent":
             own = value if isinstance(value, str) else value.decode("ascii", "replace")
-    return own if len(own) <= TRACEPARENT_CHARACTERS else ""
+    return own if len(own) <= TRACEPARENT_CHARACTERS and "," not in own else ""
 
 
 def _reply(request_id: str, outcome: Outcome) -> api.ApplyReply:

@@ -39,7 +39,7 @@ from goalstate.bus.errors import PositionGone
 from goalstate.dpm import snapshot_codec
 from goalstate.dpm.errors import LogUnreadable, SnapshotUnreadable
 from goalstate.dpm.intent_log import BEGINNING, IntentLog, LogPlace
-from goalstate.dpm.recovery import Replay
+from goalstate.dpm.recovery import Replay, changes_of, named
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
 from goalstate.gs.topics import Topics
 
@@ -228,14 +228,12 @@ async def _records_after(
 
 def _check_first(record: log_pb2.Record, topics: Topics) -> None:
     """Of the whole log: one whose beginning is gone may look whole. Raises LogUnreadable."""
-    body = record.WhichOneof("body")
-    if body != "incarnation" or record.incarnation.epoch != 1:
-        name = f"change {record.change.change}" if body == "change" else f"{body}"
+    if record.WhichOneof("body") != "incarnation" or record.incarnation.epoch != 1:
         raise LogUnreadable(
-            f"record 1 ({name}) of {topics.intent_log}: it is not the first that a publisher "
-            f"writes, so the log's beginning is gone, and {topics.intent_snapshots} has no "
-            "snapshot that can be read. Bring one of the two topics back from a backup, or serve "
-            "another region and apply the intent there"
+            f"record 1 ({named(record)}) of {topics.intent_log}: it is not the first that a "
+            f"publisher writes, so the log's beginning is gone, and {topics.intent_snapshots} has "
+            "no snapshot that can be read. Bring one of the two topics back from a backup, or "
+            "serve another region and apply the intent there"
         )
 
 
@@ -262,7 +260,7 @@ async def _advance(base: _Base, intent_log: IntentLog, topics: Topics) -> LogPla
 
 
 def _is_beyond(record: log_pb2.Record, published: int) -> bool:
-    return record.WhichOneof("body") == "change" and record.change.change > published
+    return any(change.change > published for change in changes_of(record))
 
 
 # --- from the topic of snapshots ---

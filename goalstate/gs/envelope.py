@@ -60,7 +60,7 @@ class Envelope(NamedTuple):
     #: This is chunk `chunk` of `chunks` of what one change put on the stream, counted from 1.
     chunk: int
     chunks: int
-    #: Number of the change in the intent log.
+    #: Number of the change in the intent log: of several in one message, of the last.
     change: int
     #: Digest of the stream after this message; 32 hexadecimal digits.
     digest: str
@@ -70,7 +70,7 @@ class Envelope(NamedTuple):
     published_ns: int
     #: In the first message of an epoch: the mark of the message before. Else None.
     after: Mark | None = None
-    #: W3C trace context, empty if there is none.
+    #: W3C trace contexts of the changes in it that have one, separated by commas.
     traceparent: str = ""
     #: The newest complete checkpoint; on the topic of checkpoints, the one that it closes.
     checkpoint: CheckpointPlace | None = None

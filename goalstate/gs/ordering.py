@@ -25,6 +25,8 @@ ADD_ORDER: Sequence[Kind] = (
     Kind.NEIGHBOR,
     Kind.SUBSCRIPTION,
 )
+#: Kinds of which an update may take a permission away, see `revokes`.
+REVOKERS = frozenset({Kind.SECURITY_GROUP, Kind.PORT, Kind.NEIGHBOR})
 _RANK = {kind: rank for rank, kind in enumerate(ADD_ORDER)}
 _LAST = len(ADD_ORDER)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from goalstate.bus import pulsar
-from goalstate.bus.errors import BusClosed
+from goalstate.bus.errors import BrokerUnreachable, BusClosed
 
 
 class Silent:
@@ -60,5 +60,42 @@ def test_closing_gives_up_what_is_not_answered_in_time(monkeypatch: pytest.Monke
         await asyncio.wait_for(producer.close(), 10)
         with pytest.raises(BusClosed):
             await sent
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("swallows", [0, 1, 9])
+def test_the_last_message_is_asked_for_anew_where_a_reader_never_gets_it(swallows: int) -> None:
+    """The client may drop it for good between its seek and the broker's answer."""
+    opened: list[str] = []
+    closed: list[Any] = []
+
+    async def open_reader(topic: str, start: bytes, queue: int, receive: None) -> Any:
+        opened.append(topic)
+        return SimpleNamespace(
+            number=len(opened), has_message_available_async="held", read_next_async="read"
+        )
+
+    async def close_handle(handle: Any) -> None:
+        closed.append(handle.number)
+
+    async def ask(what: str, call: Any, timeout: float | None = None) -> Any:
+        if call == "read" and len(opened) <= swallows:
+            raise BrokerUnreachable(f"{what}: no answer within {timeout} s")
+        return "raw" if call == "read" else True
+
+    async def scenario() -> None:
+        client = SimpleNamespace(
+            open_reader=open_reader, close_handle=close_handle, ask=ask, timeout=10.0
+        )
+        decoder = SimpleNamespace(decode=lambda topic, raw: (topic, raw))
+        bus = cast(pulsar.PulsarBus, SimpleNamespace(client=client, decoder=decoder))
+        if swallows < 9:
+            assert cast(Any, await pulsar.PulsarBus.last(bus, "t")) == ("t", "raw")
+        else:
+            with pytest.raises(BrokerUnreachable, match="no answer"):
+                await pulsar.PulsarBus.last(bus, "t")
+        assert closed == list(range(1, len(opened) + 1))
+        assert len(opened) == min(swallows + 1, 4)
 
     asyncio.run(scenario())

@@ -20,7 +20,11 @@ Place = tuple[Kind, str, str]
 class Readings:
     """What was published on each stream, by a reader that saw all of it."""
 
-    def __init__(self, publications: Iterable[Publication] = ()) -> None:
+    def __init__(
+        self, publications: Iterable[Publication] = (), *, in_groups: bool = False
+    ) -> None:
+        """`in_groups`: a message may be of several changes, and tells of each resource the last."""
+        self._in_groups = in_groups
         self.marks: dict[StreamId, Mark] = {}
         self.held: dict[StreamId, dict[Place, Resource]] = {}
         self.messages = 0
@@ -71,12 +75,15 @@ class Readings:
         # and gives to another is one resource, at one revision.
         key = place if resource.kind is Kind.SUBSCRIPTION else (*place[:2], "")
         change, known = self._revisions.get(key, (0, 0))
-        assert resource.revision == known + (envelope.change != change)
+        if self._in_groups:
+            assert resource.revision >= known + (envelope.change != change)
+        else:
+            assert resource.revision == known + (envelope.change != change)
         self._revisions[key] = (envelope.change, resource.revision)
         held = self.held[envelope.stream]
         if resource.deleted:
-            assert place in held, "a deletion of what is not there"
-            del held[place]
+            assert self._in_groups or place in held, "a deletion of what is not there"
+            held.pop(place, None)
         else:
             held[place] = resource
 

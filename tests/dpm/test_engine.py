@@ -707,6 +707,7 @@ def test_a_log_that_fails_while_a_large_intent_is_worked_on_takes_that_with_it(
             await apply(engine, network(1))
             if repeated:
                 await apply(engine, MANY_HOSTS)
+            monkeypatch.setattr(intake_module, "FULL_BYTES", LARGE)
             monkeypatch.setattr(intake_module, "THREAD_ABOVE_BYTES", LARGE)
             monkeypatch.setattr(Core, "plan", slow)
             region.cut(Wire.HELD, region.topics.intent_log)

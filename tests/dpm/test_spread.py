@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from goalstate.dpm import intake as intake_module
 from goalstate.dpm.engine import Engine
 from goalstate.dpm.errors import NotServing
 from goalstate.dpm.metrics import Metrics
@@ -188,7 +189,11 @@ def test_asking_ends_with_shares_that_differ_by_one_at_most() -> None:
         assert len(counts) == publishers
 
 
-def test_a_shard_is_handed_over_with_all_that_was_accepted() -> None:
+def test_a_shard_is_handed_over_with_all_that_was_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake_module, "FULL_BYTES", 1)
+
     async def test(region: Region) -> None:
         one = Publisher(region, "one", NEVER)
         await one.start()

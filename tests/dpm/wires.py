@@ -22,6 +22,7 @@ from enum import Enum, auto
 from goalstate.bus.base import EARLIEST, Message, Producer, Reader, Sink
 from goalstate.bus.errors import BrokerUnreachable
 from goalstate.bus.memory import MemoryBroker, MemoryBus
+from goalstate.dpm.recovery import changes_of
 from goalstate.gs import envelope as envelopes
 from goalstate.gs.envelope import Envelope
 from goalstate.gs.pb.goalstate.log.v1 import log_pb2
@@ -131,7 +132,7 @@ class Region:
 
     def logged(self) -> list[int]:
         """Numbers of the changes in the intent log."""
-        return [r.change.change for r in self.log() if r.WhichOneof("body") == "change"]
+        return [change.change for record in self.log() for change in changes_of(record)]
 
     def noted(self) -> list[int]:
         """What the intent log says to be published."""

@@ -7,10 +7,13 @@ above counts as an hour.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from hdrh.histogram import HdrHistogram
+from numpy.typing import NDArray
 
 from goalstate.scale.load.stages import Stage
 
@@ -24,6 +27,15 @@ def histogram() -> HdrHistogram:
 def record(into: HdrHistogram, latency_ns: int) -> None:
     """A latency, which is not negative."""
     into.record_value(min(max(latency_ns // 1000, LOWEST_US), HIGHEST_US))
+
+
+def record_all(into: HdrHistogram, latencies_ns: NDArray[np.int64]) -> None:
+    """Latencies, as `record` each: those that are the same to the histogram, at once."""
+    values = np.clip(latencies_ns // 1000, LOWEST_US, HIGHEST_US)
+    # It keeps so many of the highest bits of a value.
+    shift = np.maximum(np.frexp(values)[1] - into.sub_bucket_count.bit_length() + 1, 0)
+    for value, count in zip(*np.unique(values >> shift << shift, return_counts=True), strict=True):
+        into.record_value(int(value), int(count))
 
 
 class Key(NamedTuple):
@@ -46,24 +58,25 @@ class Recorder:
     """Latencies of one worker, until they are taken."""
 
     def __init__(self) -> None:
-        self._current: dict[Key, HdrHistogram] = {}
+        self._single: dict[Key, list[int]] = defaultdict(list)
+        self._many: dict[Key, list[NDArray[np.int64]]] = defaultdict(list)
 
     def record(self, phase: int, stage: Stage, latency_ns: int) -> None:
-        key = Key(phase, stage)
-        found = self._current.get(key)
-        if found is None:
-            found = self._current[key] = histogram()
-        record(found, latency_ns)
+        self._single[Key(phase, stage)].append(latency_ns)
+
+    def record_all(self, phase: int, stage: Stage, latencies_ns: NDArray[np.int64]) -> None:
+        self._many[Key(phase, stage)].append(latencies_ns.ravel())
 
     def take(self) -> dict[str, str]:
         """What was recorded since the last time, encoded, by key; then there is none."""
-        taken = {
-            str(key): one.encode().decode("ascii")
-            for key, one in self._current.items()
-            if one.get_total_count()
-        }
-        for one in self._current.values():
-            one.reset()
+        single, self._single = self._single, defaultdict(list)
+        many, self._many = self._many, defaultdict(list)
+        taken = {}
+        for key in sorted(single.keys() | many.keys()):
+            one = histogram()
+            found = [*many.get(key, ()), np.array(single.get(key, ()), dtype=np.int64)]
+            record_all(one, np.concatenate(found))
+            taken[str(key)] = one.encode().decode("ascii")
         return taken
 
 
@@ -90,8 +103,7 @@ class Distributions:
             by_second.setdefault(second, []).append(latency_ns)
         for second, latencies in by_second.items():
             one = histogram()
-            for latency_ns in latencies:
-                record(one, latency_ns)
+            record_all(one, np.array(latencies, dtype=np.int64))
             self._add(second, key, one, one.encode().decode("ascii"))
 
     def of(self, stage: Stage, phases: Iterable[int]) -> HdrHistogram:

@@ -105,6 +105,7 @@ class System:
             "compression": layout.compression,
             "report_shards": layout.report_shards,
             "shards": layout.shards,
+            "group_interval_s": layout.group_interval_s,
         }
         facts = self.serve(
             "dpm", arguments, {f"GOALSTATE_DPM_{k.upper()}": v for k, v in settings.items()}

@@ -9,12 +9,15 @@ Laws:
     it is *settled* when all of these have applied it, or stopped following.
 2.  A host that moved beyond a change without its message (by a checkpoint) has it from then on.
 3.  What is not settled at the end was lost: the change is named, with the hosts.
+4.  A message may be of several changes: each is due with it, and has its own latencies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from goalstate.gs.envelope import Envelope
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
@@ -56,17 +59,30 @@ def _first(one: int, other: int) -> int:
 
 
 class _Message:
-    """What one change put on one stream: of several messages, up to the last of them."""
+    """What changes put on one stream together: of several messages, up to the last of them."""
 
-    __slots__ = ("first_ns", "hosts", "last_ns", "phase", "published_ns", "stamp", "waiting")
+    __slots__ = (
+        *("first_ns", "hosts", "intended_ns", "last_ns", "published_ns", "stamps", "times"),
+        "waiting",
+    )
 
-    def __init__(self, stamp: Stamp, phase: int, published_ns: int, waiting: set[str]) -> None:
-        self.stamp = stamp
-        self.phase = phase
+    def __init__(
+        self, stamps: dict[int, list[Stamp]], published_ns: int, waiting: set[str]
+    ) -> None:
+        #: Of the changes, by phase.
+        self.stamps = stamps
+        #: Their intended starts, added up.
+        self.intended_ns = sum(one.intended_ns for of in stamps.values() for one in of)
         self.published_ns = published_ns
         self.waiting = waiting
         self.hosts = 0
         self.first_ns = self.last_ns = 0
+        #: When hosts got to a stage, as far as it is not recorded yet.
+        self.times: dict[Stage, list[int]] = {Stage.RECEIVED: [], Stage.APPLIED: []}
+
+    @property
+    def changes(self) -> int:
+        return sum(map(len, self.stamps.values()))
 
 
 class Witness:
@@ -88,7 +104,7 @@ class Witness:
         self._ahead_ns = ahead_ns
         #: Hosts that have something of a stream.
         self._followers: dict[StreamId, set[str]] = {}
-        #: The newest message of a change of the run, of each stream.
+        #: The newest message of each stream that any host got.
         self._newest: dict[StreamId, Mark] = {}
         #: In the order of their marks.
         self._open: dict[StreamId, dict[Mark, _Message]] = {}
@@ -110,8 +126,7 @@ class Witness:
         message = self._open.get(stream, {}).get(mark)
         # A host that begins to follow may read what all others have had for long.
         if message is not None and host in message.waiting:
-            latency_ns = max(0, now - self._ahead_ns - message.stamp.intended_ns)
-            self._recorder.record(message.phase, Stage.RECEIVED, latency_ns)
+            message.times[Stage.RECEIVED].append(now - self._ahead_ns)
 
     def applied(self, host: str, stream: StreamId, mark: Mark, now: int) -> None:
         """All of a stream up to this mark is applied on a host."""
@@ -134,11 +149,10 @@ class Witness:
                 message.hosts += 1
                 message.first_ns = message.first_ns or now
                 message.last_ns = now
-                latency_ns = max(0, now - message.stamp.intended_ns)
-                self._recorder.record(message.phase, Stage.APPLIED, latency_ns)
+                message.times[Stage.APPLIED].append(now)
                 of_host = self.hosts.setdefault(host, [0, 0])
-                of_host[0] += latency_ns
-                of_host[1] += 1
+                of_host[0] += max(0, now * message.changes - message.intended_ns)
+                of_host[1] += message.changes
                 if not message.waiting:
                     done.append(at)
         for at in done:
@@ -155,6 +169,12 @@ class Witness:
 
     # --- called by the worker ---
 
+    def record(self) -> None:
+        """Have the latencies recorded that are not yet."""
+        for messages in self._open.values():
+            for message in messages.values():
+                self._record(message)
+
     def take(self) -> list[Seen]:
         """What was settled since the last time."""
         taken, self._settled = self._settled, []
@@ -163,33 +183,58 @@ class Witness:
     def unsettled(self) -> Iterator[tuple[StreamId, Seen]]:
         for stream, messages in self._open.items():
             for message in messages.values():
-                yield stream, self._seen(message, len(message.waiting))
+                for seen in self._seen(message, len(message.waiting)):
+                    yield stream, seen
 
     @property
     def under_way(self) -> int:
         """Changes on streams that are not settled."""
-        return sum(map(len, self._open.values()))
+        return sum(one.changes for messages in self._open.values() for one in messages.values())
 
     def _begin(self, host: str, stream: StreamId, envelope: Envelope) -> None:
-        """The first host gets a message; of a change of a measured phase, others are to follow."""
-        stamp = self._stamps.read(envelope.traceparent)
-        phase = self._phase(stamp) if stamp is not None else None
-        if stamp is None or phase is None:
-            return
+        """The first host gets a message; of changes of measured phases, others are to follow."""
         self._newest[stream] = envelope.mark
+        stamps: dict[int, list[Stamp]] = {}
+        for trace in envelope.traceparent.split(","):
+            stamp = self._stamps.read(trace)
+            phase = self._phase(stamp) if stamp is not None else None
+            if stamp is not None and phase is not None:
+                stamps.setdefault(phase, []).append(stamp)
+        if not stamps:
+            return
         waiting = self._followers.get(stream, set()) | {host}
-        message = _Message(stamp, phase, envelope.published_ns, waiting)
+        message = _Message(stamps, envelope.published_ns, waiting)
         self._open.setdefault(stream, {})[envelope.mark] = message
 
     def _settle(self, message: _Message) -> None:
+        self._record(message)
         if message.hosts:
-            self._settled.append(self._seen(message, 0))
+            self._settled += self._seen(message, 0)
 
-    def _seen(self, message: _Message, missing: int) -> Seen:
-        published_ns = message.published_ns
-        return Seen(
-            message.stamp, published_ns, message.first_ns, message.last_ns, message.hosts, missing
-        )
+    def _record(self, message: _Message) -> None:
+        """The latency of each change on each host."""
+        for stage, times in message.times.items():
+            if not times:
+                continue
+            for phase, stamps in message.stamps.items():
+                intended_ns = np.array([stamp.intended_ns for stamp in stamps])
+                latencies_ns = np.maximum(np.subtract.outer(np.array(times), intended_ns), 0)
+                self._recorder.record_all(phase, stage, latencies_ns)
+            times.clear()
+
+    def _seen(self, message: _Message, missing: int) -> list[Seen]:
+        return [
+            Seen(
+                stamp,
+                message.published_ns,
+                message.first_ns,
+                message.last_ns,
+                message.hosts,
+                missing,
+            )
+            for stamps in message.stamps.values()
+            for stamp in stamps
+        ]
 
     def _phase(self, stamp: Stamp) -> int | None:
         """The measured phase that a change is of."""

@@ -203,6 +203,7 @@ class Worker:
             witness.moved = joins.moved if joining else None
 
             def progress(second: int) -> control.Progress:
+                witness.record()
                 return control.Progress(
                     worker=self.name,
                     part=assigned.part,

@@ -124,6 +124,12 @@ class Layout(_Model):
     group_size: int = Field(default=GROUP_SIZE, ge=1, description="hosts that share an inbox")
     report_shards: int = Field(default=4, ge=1, le=1024, description="topics of reports")
     shards: int = Field(default=1, ge=1, le=256, description="the region is divided into")
+    group_interval_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="seconds between two groups of changes that share a message on each stream",
+    )
 
     @property
     def vpc_channel(self) -> ChannelChoice:

@@ -25,6 +25,7 @@ from goalstate.agent.reports import applied
 from goalstate.bus.memory import MemoryBroker
 from goalstate.dpm.core import Core, Requirement
 from goalstate.dpm.inventory import Publication, StreamState
+from goalstate.dpm.recovery import changes_of
 from goalstate.gs import envelope as envelopes
 from goalstate.gs import packing
 from goalstate.gs.derivation import Key
@@ -378,10 +379,20 @@ def changes(broker: MemoryBroker, topics: Topics) -> list[log_pb2.Change]:
             record = log_pb2.Record.FromString(b"".join(parts.pop(session)))
             if record.incarnation.epoch > epoch:
                 owner, epoch = session, record.incarnation.epoch
-            is_next = record.change.change == len(found) + 1
-            if session == owner and record.WhichOneof("body") == "change" and is_next:
-                found.append(record.change)
+            changes = changes_of(record)
+            if session == owner and changes and changes[0].change == len(found) + 1:
+                found += changes
     return found
+
+
+def in_groups(broker: MemoryBroker, topics: Topics) -> int:
+    """How many changes share their record with another one, in records of one part."""
+    records = (
+        log_pb2.Record.FromString(message.payload)
+        for message in broker.messages(topics.intent_log)
+        if message.properties["part"] == "1/1"
+    )
+    return sum(len(record.group.changes) for record in records)
 
 
 # --- in the end ---

@@ -94,6 +94,8 @@ class Plan(NamedTuple):
     publishers: tuple[ChannelPolicy, ...]
     #: Bytes of a record of the log in one message; None: as much as a message takes.
     log_part_bytes: int | None
+    #: Between two groups of changes that share a record of the log, at least.
+    group_interval_ms: int
     steps: tuple[Step, ...]
 
     @property
@@ -161,6 +163,7 @@ def plan(seed: int) -> Plan:
         random.random() < 0.4,
         tuple(channels[: random.choice((1, 1, 2))]),
         random.choice((None, 60, 400)),
+        Random(f"groups/{seed}").choice((0, 0, 20, 400)),
         tuple(step._replace(number=number) for number, step in enumerate(steps, 1)),
     )
 

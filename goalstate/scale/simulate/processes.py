@@ -125,6 +125,7 @@ class Around(Protocol):
     wire: Wire
     topics: Topics
     own_stream: bool
+    group_interval_ms: int
     engine_type: Callable[..., Engine]
 
     def say(self, text: str) -> None: ...
@@ -183,6 +184,7 @@ class Process:
             steady_ns=lambda: around.timeline.now_ns,
             snapshots=SnapshotPolicy(),
             checkpoints=CheckpointPolicy(),
+            group_interval_s=around.group_interval_ms / 1000,
         )
         self._watch(self.engine.convergence)
         around.say(f"{self.name} starts")

@@ -85,6 +85,7 @@ class Run:
         self.broker = MemoryBroker(lambda: self.timeline.now_ns, Faults(seed=plan.seed))
         self.wire = Wire(self.broker, self.timeline, Random(f"wire/{plan.seed}"), self._arrives)
         self.own_stream = plan.security_groups_own_stream
+        self.group_interval_ms = plan.group_interval_ms
         self.has_sessions = plan.has_sessions
         self.engine_type = types.engine
         self.core_type = types.host_core
@@ -476,6 +477,7 @@ class Run:
         counts["deliveries reordered"] += broker.held_back
         accepted = checks.changes(broker, self.topics)
         counts["changes in the log"] += len(accepted)
+        counts["changes in a group"] += checks.in_groups(broker, self.topics)
         counts["moves to another VPC"] += moves(change.intent for change in accepted)
         counts.update(self.wire.troubles)
         switched = Counter(self.streams.switches.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hdrh.histogram import HdrHistogram
+
 from goalstate.gs.envelope import Envelope, MessageKind
 from goalstate.gs.streams import Mark, StreamId, inbox_stream, vpc_stream
 from goalstate.scale.load.recording import Distributions, Recorder
@@ -27,10 +29,10 @@ class Fleet:
 
     def message(
         self, host: str, sequence: int, at_ms: float, *, number: int = 0, of: str = "1/1",
-        stream: StreamId = VPC, intended_ms: int = 0,
+        stream: StreamId = VPC, intended_ms: int = 0, also: str = "",
     ) -> None:  # fmt: skip
         chunk, chunks = map(int, of.split("/"))
-        stamp = STAMPS.write(Stamp(0, number, BEGIN + intended_ms * MS))
+        stamp = STAMPS.write(Stamp(0, number, BEGIN + intended_ms * MS)) + also
         envelope = Envelope(
             102, stream, Mark(1, sequence), MessageKind.DELTA, chunk, chunks, 1, "", "",
             BEGIN + 1 * MS, None, stamp,
@@ -41,12 +43,22 @@ class Fleet:
         self.witness.applied(host, stream, Mark(1, sequence), BEGIN + round(at_ms * MS))
 
     def counts(self) -> dict[Stage, int]:
-        found = Distributions()
-        found.add(0, self.recorder.take())
+        self.witness.record()
+        taken = self.recorder.take()
         return {
-            stage: found.of(stage, [0]).get_total_count()
+            stage: recorded(taken, stage).get_total_count()
             for stage in (Stage.RECEIVED, Stage.APPLIED)
         }
+
+    def recorded(self, stage: Stage) -> HdrHistogram:
+        self.witness.record()
+        return recorded(self.recorder.take(), stage)
+
+
+def recorded(taken: dict[str, str], stage: Stage) -> HdrHistogram:
+    found = Distributions()
+    found.add(0, taken)
+    return found.of(stage, [0])
 
 
 def seen(first_ms: int, last_ms: int, hosts: int, number: int = 0, missing: int = 0) -> Seen:
@@ -113,6 +125,22 @@ def test_a_change_of_several_messages_is_there_with_the_last() -> None:
         fleet.message(host, 7, 12, of="2/2")
         fleet.applied(host, 7, 13)
     assert fleet.witness.take() == [seen(13, 13, 3)]
+
+
+def test_each_of_several_changes_in_a_message_has_its_own_latency() -> None:
+    fleet = Fleet()
+    other = STAMPS.write(Stamp(0, 1, BEGIN + 5 * MS))
+    foreign = f"{'00-' + 'f' * 32}-{'1' * 16}-00"
+    for place, host in enumerate("abc"):
+        fleet.message(host, 6, 10 + place, also=f",{foreign},{other}")
+        fleet.applied(host, 6, 20 + place)
+    first, second = fleet.witness.take()
+    assert (first.stamp.number, second.stamp.number) == (0, 1)
+    assert first._replace(stamp=second.stamp) == second
+    recorded = fleet.recorded(Stage.APPLIED)
+    assert recorded.get_total_count() == 6
+    assert [round(recorded.get_value_at_percentile(p) / 1000) for p in (1, 50, 100)] == [15, 17, 22]
+    assert fleet.witness.hosts["a"] == [(20 + 15) * MS, 2]
 
 
 def test_who_begins_to_follow_and_reads_old_messages_changes_nothing() -> None:
