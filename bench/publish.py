@@ -13,6 +13,7 @@ from bench.machine import cpu_s
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, written
 from bench.system import Brokers, MeasurementFailed, Progress, System
+from goalstate.bus.pulsar_client import properties_of
 from goalstate.gs import intent_codec
 from goalstate.gs.pb.goalstate.northbound.v1 import dataplane_manager_pb2 as api
 from goalstate.gs.streams import Mark, StreamId, inbox_stream, vpc_stream
@@ -152,7 +153,7 @@ class _Arrivals:
     def _listener(self, stream: StreamId) -> Any:
         def listener(reader: Any, message: Any) -> None:
             now = perf_counter()
-            properties = message.properties()
+            properties = properties_of(message)
             with self._news:
                 self._seen[stream] = Mark(int(properties["epoch"]), int(properties["seq"]))
                 self._newest = now

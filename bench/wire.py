@@ -27,6 +27,8 @@ from goalstate.scale.generate import Region
 GOAL_BYTES = 40
 HOSTS = 1000
 COMPRESSIONS = ("none", "lz4", "zstd")
+#: What a DPM uses unless it is told otherwise.
+DEFAULT = "lz4"
 #: Seconds for the broker's counters to say what it has delivered.
 _COUNTED_S = 30.0
 _NAMESPACE = "goalstate"
@@ -99,7 +101,7 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             Samples.of([one["out"] / neighbors]),
         )
         for one in data
-        if one["compression"] == "zstd" and one["piece"] == 10_000
+        if one["compression"] == DEFAULT and one["piece"] == 10_000
     ]
     method = METHOD.format(neighbors=neighbors, hosts=f"{HOSTS:,}")
     return Section(

@@ -131,7 +131,7 @@ class _OurBus:
         self._producers: dict[str, Producer] = {}
 
     async def open(self) -> None:
-        self._bus: Bus = await connect(self._peer.url, compression="zstd")
+        self._bus: Bus = await connect(self._peer.url)
 
     async def begin(self, vpc: str) -> None:
         self._producers[vpc] = await self._bus.open_producer(self._peer.topic(vpc))

@@ -6,7 +6,7 @@ from goalstate.bus.base import Bus
 from goalstate.bus.errors import BusError
 
 
-async def connect(url: str, *, compression: str = "zstd") -> Bus:
+async def connect(url: str, *, compression: str = "lz4") -> Bus:
     """A bus for `pulsar://…`, `pulsar+ssl://…` or `embedded://…`.
 
     `compression` (none, lz4, zstd) is of what is sent to Pulsar. Raises BrokerUnreachable, and

@@ -17,6 +17,7 @@ import asyncio
 import atexit
 import ctypes
 import itertools
+import json
 import secrets
 import struct
 import threading
@@ -40,6 +41,8 @@ from goalstate.bus.mailbox import Mailbox
 #: What the broker says of producers that are not exclusive (any more); seconds to wait for them.
 _LEFT_BEHIND = "existing shared producers"
 _LEFT_BEHIND_S = 0.02
+#: The one property of Pulsar that holds all of a message's, as a JSON object.
+PACKED = "goalstate"
 _POSITION = struct.Struct(">QQI")
 _DEFAULT_PORT = 6650
 #: Opens and closes under way at once, so that each of them is answered well within its bound.
@@ -69,6 +72,21 @@ def _error(result: Any, what: str, detail: str = "") -> BusError:
     """The error for a result of the client. What is not known otherwise is a broker's absence."""
     kind = _ERRORS.get(result.name, BrokerUnreachable)
     return kind(f"{what}: {result.name}" + (f" ({detail.strip()})" if detail.strip() else ""))
+
+
+def properties_of(raw: Any) -> dict[str, str]:
+    """The properties of a delivered message; of others' messages, as they are."""
+    properties: dict[str, str] = raw.properties()
+    packed = properties.get(PACKED)
+    if packed is None:
+        return properties
+    try:
+        found = json.loads(packed)
+    except ValueError:
+        return properties
+    if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+        return found
+    return properties
 
 
 def position_of(raw: Any) -> bytes:
@@ -246,8 +264,8 @@ class Client:
         builder.content(payload)
         if key:
             builder.partition_key(key)
-        for name, value in properties.items():
-            builder.property(name, value)
+        if properties:
+            builder.property(PACKED, json.dumps(dict(properties), separators=(",", ":")))
         put = self.mailbox.put
 
         def told(result: Any, message_id: Any) -> None:

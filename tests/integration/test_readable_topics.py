@@ -7,6 +7,7 @@ comes of it is compared with what the accepted intents say.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class PlainReader:
         found = []
         while reader.has_message_available():
             message = reader.read_next(READ_MS)
-            found.append((message.data(), message.properties()))
+            (properties,) = message.properties().values()
+            found.append((message.data(), json.loads(properties)))
         reader.close()
         return found
 

@@ -120,7 +120,7 @@ class Layout(_Model):
         default="pulsar", description="what VPCs travel on; auto: small ones on gRPC sessions"
     )
     security_groups: Literal["vpc-stream", "own-stream"] = "vpc-stream"
-    compression: Literal["none", "lz4", "zstd"] = "zstd"
+    compression: Literal["none", "lz4", "zstd"] = "lz4"
     group_size: int = Field(default=GROUP_SIZE, ge=1, description="hosts that share an inbox")
     report_shards: int = Field(default=4, ge=1, le=1024, description="topics of reports")
     shards: int = Field(default=1, ge=1, le=256, description="the region is divided into")
