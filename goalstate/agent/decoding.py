@@ -168,7 +168,7 @@ class Decoder:
     `capacity_bytes` of payload are remembered.
     """
 
-    def __init__(self, capacity: int = 1024, capacity_bytes: int = 32 * 1024 * 1024) -> None:
+    def __init__(self, capacity: int = 32768, capacity_bytes: int = 32 * 1024 * 1024) -> None:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._known: dict[int, Received] = {}

@@ -42,7 +42,7 @@ from goalstate.bus.pulsar_client import Client, position_of, probe, properties_o
 
 #: How much of what was decoded is kept for the other readers of the same topic.
 _SHARED_BYTES = 64 * 1024 * 1024
-_SHARED_MESSAGES = 8192
+_SHARED_MESSAGES = 32768
 #: How much of a topic is read in one go while it is read to its end.
 _CHUNK_MESSAGES = 500
 _CHUNK_BYTES = 8 * 1024 * 1024

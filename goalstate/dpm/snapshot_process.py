@@ -27,7 +27,7 @@ from goalstate.process import configure_logging, relax_garbage_collection
 log = structlog.get_logger()
 
 #: What is added to the process's niceness.
-NICENESS = 10
+NICENESS = 19
 
 
 class SnapshotTask(BaseModel):

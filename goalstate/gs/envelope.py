@@ -14,6 +14,7 @@ message is put on it when a checkpoint is complete; its mark is that of the mess
 
 from __future__ import annotations
 
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from enum import StrEnum
@@ -21,6 +22,12 @@ from typing import NamedTuple
 
 from goalstate.gs.errors import EnvelopeError
 from goalstate.gs.streams import Mark, StreamId
+
+#: Trace contexts of more characters than this are deflated: brokers do not compress properties, and
+#: a message of many changes may have as much of them as of content.
+DEFLATE_ABOVE = 1000
+#: Characters of them in one message, at the most: a group of changes is far smaller.
+TRACES_LIMIT = 1 << 20
 
 
 class MessageKind(StrEnum):
@@ -78,6 +85,18 @@ class Envelope(NamedTuple):
     until: Mark | None = None
 
 
+def _inflated(text: str) -> str:
+    """Raises ValueError."""
+    inflate = zlib.decompressobj()
+    try:
+        found = inflate.decompress(b64decode(text, validate=True), TRACES_LIMIT)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if not inflate.eof:
+        raise ValueError(f"more than {TRACES_LIMIT} characters, or cut off")
+    return found.decode("ascii")
+
+
 def to_properties(envelope: Envelope) -> dict[str, str]:
     properties = {
         "schema": str(envelope.schema),
@@ -93,8 +112,11 @@ def to_properties(envelope: Envelope) -> dict[str, str]:
     }
     if envelope.after is not None:
         properties["after"] = str(envelope.after)
-    if envelope.traceparent:
-        properties["traceparent"] = envelope.traceparent
+    traces = envelope.traceparent
+    if len(traces) > DEFLATE_ABOVE:
+        properties["traceparents"] = b64encode(zlib.compress(traces.encode(), 1)).decode()
+    elif traces:
+        properties["traceparent"] = traces
     if envelope.checkpoint is not None:
         properties["checkpoint"] = str(envelope.checkpoint)
     if envelope.until is not None:
@@ -132,6 +154,10 @@ def from_properties(properties: Mapping[str, str]) -> Envelope:
         checkpoint = CheckpointPlace.parse(properties[name]) if name in properties else None
         name = "until"
         until = Mark.parse(properties[name]) if name in properties else None
+        name = "traceparents"
+        traces = properties.get("traceparent", "")
+        if name in properties:
+            traces = _inflated(properties[name])
     except KeyError:
         raise EnvelopeError(name, "missing") from None
     except ValueError:
@@ -152,7 +178,7 @@ def from_properties(properties: Mapping[str, str]) -> Envelope:
         checksum,
         published_ns,
         after,
-        properties.get("traceparent", ""),
+        traces,
         checkpoint,
         until,
     )

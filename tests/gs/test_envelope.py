@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goalstate.gs.envelope import (
+    TRACES_LIMIT,
     CheckpointPlace,
     Envelope,
     MessageKind,
@@ -86,6 +89,14 @@ def test_what_is_not_there_takes_no_place() -> None:
     assert from_properties(bare) == less
 
 
+def test_the_trace_contexts_of_many_changes_take_little_place() -> None:
+    traces = ",".join(f"00-00ab12{n:026x}-{n + 1:016x}-00" for n in range(300))
+    properties = to_properties(GOOD._replace(traceparent=traces))
+    assert "traceparent" not in properties
+    assert len(properties["traceparents"]) < len(traces) / 3
+    assert from_properties(properties).traceparent == traces
+
+
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_missing_property_is_named(name: str) -> None:
     properties: dict[str, Any] = to_properties(GOOD)
@@ -117,6 +128,11 @@ def test_a_missing_property_is_named(name: str) -> None:
         ("checkpoint", "YQ=="),
         ("checkpoint", "YQ==,?"),
         ("until", "1"),
+        ("traceparents", "?"),
+        ("traceparents", b64encode(b"no deflated text").decode()),
+        ("traceparents", b64encode(zlib.compress(b"a" * (TRACES_LIMIT + 1))).decode()),
+        ("traceparents", b64encode(zlib.compress(b"a" * 5000)[:-9]).decode()),
+        ("traceparents", b64encode(zlib.compress("é".encode())).decode()),
     ],
 )
 def test_a_property_that_cannot_be_is_named(name: str, value: str) -> None:
