@@ -48,7 +48,7 @@ of ours (payload and properties); from the call of `send` to the last reader's c
 
 
 @dataclass
-class _Cell:
+class Cell:
     """What was measured of one way of delivery; milliseconds, one value for each addition."""
 
     hosts: int
@@ -80,10 +80,10 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
     hows = (COUNT, SHARED) if quick else (COUNT, SHARED, OWN)
     goals: list[Goal] = []
     rows: list[tuple[object, ...]] = []
-    cells: list[_Cell] = []
+    cells: list[Cell] = []
     for hosts, how in product(fleets, hows):
         of_ours = sizes if how == COUNT else sizes[:2]
-        ours, raw = _fleet(brokers, progress, hosts, how, of_ours, rounds)
+        ours, raw = additions(brokers, progress, hosts, how, of_ours, rounds)
         rows += [_row(cell, ours[0], raw) for cell in (*ours, raw)]
         cells += [*ours, raw]
         if how == COUNT:
@@ -136,7 +136,7 @@ _COLUMNS = (
 )
 
 
-def _row(cell: _Cell, smallest: _Cell, raw: _Cell) -> tuple[object, ...]:
+def _row(cell: Cell, smallest: Cell, raw: Cell) -> tuple[object, ...]:
     plain = cell.beyond is None
     return (
         f"{cell.hosts:,}",
@@ -152,21 +152,21 @@ def _row(cell: _Cell, smallest: _Cell, raw: _Cell) -> tuple[object, ...]:
     )
 
 
-def _fleet(
+def additions(
     brokers: Brokers,
     progress: Progress,
     hosts: int,
     how: str,
     sizes: tuple[int, ...],
     rounds: int,
-) -> tuple[list[_Cell], _Cell]:
+) -> tuple[list[Cell], Cell]:
     """Additions to VPCs of these sizes, all of which all hosts of a new fleet follow."""
     broker = brokers.get()
     region = Region(hosts=hosts, vpcs=tuple(hosts + beyond for beyond in sizes), dhcp_share=0)
     counting = max(0.0, 1 - DECODING / hosts) if how == COUNT else 0.0
     decoding = "own" if how == OWN else "shared"
-    cells = [_Cell(hosts, how, beyond) for beyond in sizes]
-    raw = _Cell(hosts, f"plain client ({how})", None)
+    cells = [Cell(hosts, how, beyond) for beyond in sizes]
+    raw = Cell(hosts, f"plain client ({how})", None)
     progress(f"fan-out: {hosts:,} hosts, {how}: starting")
     with System(broker, f"fanout-{hosts}-{how.replace(', ', '-')}", progress) as system:
         system.apply_all(region.host_intents())

@@ -1,7 +1,7 @@
 """The region that the measurements of joins, restarts and failovers are made on: one large VPC.
 
 Its ports are on hosts that nobody plays; those who are measured are hosts after these, which have
-no port yet.
+no port yet. `spread` is what other measurements of large VPCs build theirs with.
 """
 
 from __future__ import annotations
@@ -29,6 +29,23 @@ _AFTER_BYTES = 20
 _LOOK_S = 0.1
 
 
+def spread(region: Region, number: int, ports: int, hosts: int) -> Iterator[Intent]:
+    """VPC `number` with its first so many ports, on the first so many hosts in turn."""
+    pieces = -(-ports // _PIECE)
+    left = ports
+    for intent in islice(region.vpc_intents(number, _PIECE), pieces):
+        some = range(ports - left, ports - left + min(left, len(intent.ports)))
+        left -= len(some)
+        yield intent._replace(ports=tuple(on_host(region, number, n, n % hosts) for n in some))
+    if left:
+        raise MeasurementFailed(f"{left} of {ports} ports were not generated")
+
+
+def on_host(region: Region, number: int, index: int, host: int) -> Port:
+    """Port `index` of VPC `number`, on this host instead of where chance puts it."""
+    return region.port(number, index)._replace(host_id=region.host(host).id)
+
+
 class LargeVpc:
     """So many ports, and room for some more on `guests`, the hosts that are measured."""
 
@@ -52,23 +69,13 @@ class LargeVpc:
         return system.apply_all(self._intents())[-1].change
 
     def _intents(self) -> Iterator[Intent]:
-        pieces = -(-self.ports // _PIECE)
-        left = self.ports
-        for intent in islice(self._region.vpc_intents(1, _PIECE), pieces):
-            ports = [self._on(port, n % _OTHERS) for n, port in enumerate(intent.ports[:left])]
-            left -= len(ports)
-            yield intent._replace(ports=tuple(ports))
-        if left:
-            raise MeasurementFailed(f"{left} of {self.ports} ports were not generated")
-
-    def _on(self, port: Port, host: int) -> Port:
-        return port._replace(host_id=self._region.host(host).id)
+        return spread(self._region, 1, self.ports, _OTHERS)
 
     def more(self, *hosts: int) -> Intent:
         """One more port on each of these hosts."""
         ports = []
         for host in hosts:
-            ports.append(self._on(self._region.port(1, self._next), host))
+            ports.append(on_host(self._region, 1, self._next, host))
             self._next += 1
         return Intent(ports=tuple(ports))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -47,7 +48,9 @@ is accepted has that as its goal, and as much again for the call itself and for 
 late the client itself was in sending is in that latency, and is given beside."""
 
 
-class _Load(NamedTuple):
+class Load(NamedTuple):
+    """Calls of Apply, and what became of them."""
+
     seconds: float
     answers: Counter[str]
     latencies_ms: list[float]
@@ -69,24 +72,15 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             system.apply_all(region.vpc_intents(number + 1, PORTS))
         requests = _requests(region)
 
-        async def run() -> tuple[_Load, _Load, list[_Load]]:
-            options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-            channels = [
-                grpc.aio.insecure_channel(system.address, options=options)
-                for _ in range(_CONNECTIONS)
-            ]
-            stubs = [channel.unary_unary(_METHOD) for channel in channels]
-            try:
-                most = await _closed_loop(stubs, requests, seconds)
+        async def run() -> tuple[Load, Load, list[Load]]:
+            async with apply_calls(system.address) as stubs:
+                most = await closed_loop(stubs, requests, seconds, _CLOSED_LOOP)
                 progress(f"at most {most.accepted_s:.0f} intents/s are accepted")
                 half = await _open_loop(stubs, requests, most.accepted_s / 2, seconds)
                 over = [
                     await _open_loop(stubs, requests, most.accepted_s * OVER, seconds)
                     for _ in range(1 if quick else REPEATS)
                 ]
-            finally:
-                for channel in channels:
-                    await channel.close()
             return most, half, over
 
         most, half, over = asyncio.run(run())
@@ -183,7 +177,19 @@ def _requests(region: Region) -> Iterator[bytes]:
         yield encoded[number % VPCS][number // VPCS % 2]
 
 
-async def _call(stub: Any, request: bytes, due: float, load: _Load) -> None:
+@asynccontextmanager
+async def apply_calls(address: str) -> AsyncIterator[list[Any]]:
+    """Apply, which takes and gives bytes, over some connections to a publisher."""
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(_CONNECTIONS)]
+    try:
+        yield [channel.unary_unary(_METHOD) for channel in channels]
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+async def _call(stub: Any, request: bytes, due: float, load: Load) -> None:
     load.late_ms.append((perf_counter() - due) * 1000)
     try:
         await stub(request, timeout=_CALL_S)
@@ -194,22 +200,25 @@ async def _call(stub: Any, request: bytes, due: float, load: _Load) -> None:
         load.latencies_ms.append((perf_counter() - due) * 1000)
 
 
-async def _closed_loop(stubs: list[Any], requests: Iterator[bytes], seconds: float) -> _Load:
-    load = _Load(seconds, Counter(), [], [])
+async def closed_loop(
+    stubs: list[Any], requests: Iterator[bytes], seconds: float, callers: int
+) -> Load:
+    """So many callers, each of whom calls again when it was answered."""
+    load = Load(seconds, Counter(), [], [])
     end = perf_counter() + seconds
 
     async def caller(stub: Any) -> None:
         while perf_counter() < end:
             await _call(stub, next(requests), perf_counter(), load)
 
-    await asyncio.gather(*(caller(stubs[n % len(stubs)]) for n in range(_CLOSED_LOOP)))
+    await asyncio.gather(*(caller(stubs[n % len(stubs)]) for n in range(callers)))
     return load
 
 
 async def _open_loop(
     stubs: list[Any], requests: Iterator[bytes], rate: float, seconds: float
-) -> _Load:
-    load = _Load(seconds, Counter(), [], [])
+) -> Load:
+    load = Load(seconds, Counter(), [], [])
     begin = perf_counter()
     calls: set[asyncio.Task[None]] = set()
     for number in range(int(rate * seconds)):

@@ -235,6 +235,7 @@ class Publisher:
         self.child = child
         self.pid: int = facts["pid"]
         self.address: str = facts["listen"]
+        self.metrics: str = facts["metrics"]
         channel = stack.enter_context(grpc.insecure_channel(facts["listen"], options=_OPTIONS))
         self.stub: Any = DataPlaneManagerStub(channel)
 
@@ -268,7 +269,7 @@ class Fleet:
     def __init__(self, stack: ExitStack, child: Child, facts: dict[str, Any]) -> None:
         self.child = child
         self.pid: int = facts["pid"]
-        self._metrics = f"http://{facts['metrics']}/metrics"
+        self._metrics: str = facts["metrics"]
         self.counting: int = facts["counting_hosts"]
         self.decoding: int = facts["decoding_hosts"]
         channel = stack.enter_context(grpc.insecure_channel(facts["listen"], options=_OPTIONS))
@@ -298,15 +299,20 @@ class Fleet:
             time.sleep(_LOOK_S)
 
     def counted(self, name: str, **labels: str) -> float:
-        """One of the process's metrics, without prefix and `_total`."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(self._metrics, timeout=60) as answer:
-            text = answer.read().decode()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == f"goalstate_agent_{name}_total" and sample.labels == labels:
-                    return float(sample.value)
-        raise MeasurementFailed(f"an agent has no metric {name} {labels}")
+        """One of the process's counters, without prefix and `_total`."""
+        return metric(self._metrics, f"goalstate_agent_{name}_total", **labels)
+
+
+def metric(address: str, name: str, **labels: str) -> float:
+    """What a process says of itself at this HOST:PORT. Raises MeasurementFailed."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{address}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    raise MeasurementFailed(f"{address} has no metric {name} {labels}")
 
 
 async def newest(url: str, topic: str) -> Message:
@@ -329,5 +335,6 @@ __all__ = [
     "MeasurementFailed",
     "Publisher",
     "System",
+    "metric",
     "newest",
 ]

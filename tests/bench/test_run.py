@@ -65,7 +65,7 @@ def test_an_agent_that_lacks_neighbors_is_no_measurement(tmp_path: Path) -> None
 
 def test_fan_out_is_measured_beside_the_plain_client(apache_broker: Broker) -> None:
     brokers = Brokers(apache_broker.url, apache_broker.admin_url, silent)
-    cells, raw = fanout._fleet(brokers, silent, 4, fanout.COUNT, (2, 3), 1)
+    cells, raw = fanout.additions(brokers, silent, 4, fanout.COUNT, (2, 3), 1)
     assert [cell.beyond for cell in cells] == [2, 3]
     for cell in (*cells, raw):
         assert 0 < cell.first[0] <= cell.middle[0] <= cell.last[0]
