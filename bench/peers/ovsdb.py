@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,13 +126,31 @@ def _request(number: int, method: str, parameters: Sequence[Any]) -> bytes:
     return json.dumps(request, separators=(",", ":")).encode()
 
 
+def reading() -> Callable[[bytes], Iterator[dict[str, Any]]]:
+    """Takes what is read, gives the messages that it completes; several may come at once."""
+    decoder, left = json.JSONDecoder(), ""
+
+    def read(data: bytes) -> Iterator[dict[str, Any]]:
+        nonlocal left
+        left += data.decode("ascii")
+        while left := left.lstrip():
+            try:
+                message, end = decoder.raw_decode(left)
+            except ValueError:
+                return  # not whole yet
+            left = left[end:]
+            yield message
+
+    return read
+
+
 class _Writer(asyncio.Protocol):
     def __init__(self, peer: Ovsdb, work: Work) -> None:
         self._port = peer.port
         self._state = rows([sent.payload for sent in work.state])
         self._changes = [rows([sent.payload])[0] for sent in work.changes]
         self._numbers = itertools.count(1)
-        self._received = b""
+        self._read = reading()
         self._answer: asyncio.Future[dict[str, Any]] | None = None
 
     async def open(self) -> None:
@@ -140,16 +158,15 @@ class _Writer(asyncio.Protocol):
         self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self._port)
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        try:
-            message = json.loads(self._received)
-        except ValueError:
-            return  # not whole yet
-        self._received = b""
-        if message.get("method") == "echo":
-            self._transport.write(_ALIVE)
-        elif self._answer is not None:
-            self._answer.set_result(message)
+        for message in self._read(data):
+            if message.get("method") == "echo":
+                self._transport.write(_ALIVE)
+            elif self._answer is not None:
+                self._answer.set_result(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(MeasurementFailed("OVSDB closed the writer's connection"))
 
     async def begin(self, vpc: str) -> None: ...
 

@@ -135,7 +135,11 @@ def run(peer: Peer, work: Work, sizes: Sizes, progress: Progress) -> Result:
         progress(f"peers: {peer.name}: hosts join late")
         _join(peer, source, hosts, meter, vpc, units, sizes, result)
         progress(f"peers: {peer.name}: changes")
-        _change(source, hosts, meter, vpc, sizes, result)
+        try:
+            _change(source, hosts, meter, vpc, sizes, result)
+        except MeasurementFailed as error:  # what was measured before stands
+            for task in (result.change, result.churn):
+                task.missing = "" if task.last else str(error)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack
 from importlib import import_module
@@ -11,10 +12,11 @@ from typing import NoReturn
 import pytest
 
 from bench import machine
-from bench.peers import ovsdb, servers
+from bench.peers import ovsdb, runner, servers
 from bench.peers.arrivals import Arrivals, Reached
 from bench.peers.base import Place, entries, make_work
 from bench.peers.dealing import dealt
+from bench.peers.processes import Span
 from bench.peers.runner import Result, Sizes, Task, run
 from bench.peers.section import goals, section
 from bench.peers.systems import ALCOR, GRPC, OTHERS, PLAIN, READY, SYSTEMS, System
@@ -91,6 +93,61 @@ def test_rows_are_counted_wherever_what_is_read_was_cut() -> None:
             for piece in (text[:first], text[first:second], text[second:]):
                 monitor.data_received(piece)
             assert arrivals.complete.is_set()
+
+
+def test_answers_are_told_apart_wherever_what_is_read_was_cut() -> None:
+    messages: list[dict[str, object]] = [
+        {"id": "echo", "method": "echo"},
+        {"id": 1, "result": ["}{", {"count": 1}]},
+        {"id": 2, "result": []},
+    ]
+    text = " ".join(map(json.dumps, messages)).encode()
+    for first in range(len(text)):
+        for second in range(first, len(text)):
+            read = ovsdb.reading()
+            pieces = (text[:first], text[first:second], text[second:])
+            assert [message for piece in pieces for message in read(piece)] == messages
+
+
+class _Source:
+    """Sends everything but changes."""
+
+    pid = os.getpid()
+
+    def __init__(self, *_: object) -> None: ...
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def begin(self, vpc: str) -> None: ...
+    def admit(self, vpc: str, first: int, hosts: int) -> None: ...
+    def state(self, vpc: str) -> Span:
+        return Span(1, 2)
+
+    def changes(self, *_: object) -> NoReturn:
+        raise MeasurementFailed("it is busy")
+
+
+class _Hosts(_Source):
+    def connect(self, vpc: str, first: int, number: int, *, late: bool = False) -> None: ...
+    def expect(self, first: int, steps: int, units: int) -> None: ...
+    def leave(self, first: int) -> None: ...
+    def follow(self, first: int) -> Span:
+        return Span(1, 2)
+
+    def reached(self, first: int) -> list[Reached]:
+        return [Reached(3, 4)]
+
+
+def test_what_was_measured_before_a_failure_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "SourceProcess", _Source)
+    monkeypatch.setattr(runner, "HostsProcess", _Hosts)
+    peer = ovsdb.Ovsdb(0, "1.0", ())
+    result = run(peer, make_work(20, 3, 1), TINY, lambda text: None)
+    missing = {name: task.missing for name, task in result.tasks.items()}
+    assert missing == dict.fromkeys(missing, "") | dict.fromkeys(("change", "churn"), "it is busy")
+    assert result.state.last and result.storm.last
+    assert not result.missing
 
 
 def test_what_apt_would_install_is_fetched() -> None:
