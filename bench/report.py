@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.plots import Plot
 from bench.samples import Samples, written
 
 
@@ -60,6 +61,7 @@ class Section:
     tables: Sequence[Table]
     #: All that was measured, for programs.
     data: Mapping[str, Any] = field(default_factory=dict)
+    plots: Sequence[Plot] = ()
 
 
 def table(one: Table) -> str:

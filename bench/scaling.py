@@ -9,6 +9,7 @@ from typing import NamedTuple
 from bench import fanout
 from bench.change_cost import BLOCK, Cost, Crowd, by_followers, by_ports
 from bench.fanout import Cell
+from bench.plots import Plot
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, percentile, written
 from bench.system import Brokers, Progress
@@ -159,6 +160,21 @@ def section(
             "topics": [one._asdict() for one in topics],
             "latencies": [asdict(cell) for cell in (ours, raw)],
         },
+        [
+            _curves("ports", ports, lambda cost: cost.ports),
+            _curves("followers", followers, lambda cost: cost.hosts),
+        ],
+    )
+
+
+def _curves(what: str, costs: Sequence[Cost], shape: Callable[[Cost], int]) -> Plot:
+    return Plot(
+        f"scaling-{what}",
+        f"Publisher's CPU for a change, by {what}",
+        "µs",
+        ("until published", "with reports"),
+        [(str(shape(cost)), (cost.median, Samples.of(cost.reported).median)) for cost in costs],
+        f"{what} of the VPC",
     )
 
 

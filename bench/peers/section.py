@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench.peers.runner import Result, Sizes, Task, document
 from bench.peers.systems import AGENTS, ALCOR, GRPC, OTHERS, PLAIN, READY, results
+from bench.plots import Plot
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, percentile, written
 from bench.system import Brokers, Progress
@@ -135,7 +136,49 @@ def section(found: Sequence[Result], sizes: Sizes, *, at_size: bool) -> Section:
         goals(by_name, at_size=at_size),
         tables,
         {"sizes": sizes._asdict(), "systems": [document(one) for one in found]},
+        plots(found, sizes),
     )
+
+
+_Value = Callable[[Task], float | None]
+
+
+def plots(found: Sequence[Result], sizes: Sizes) -> list[Plot]:
+    """A picture for each question; all of them have all systems."""
+
+    def plot(
+        name: str,
+        title: str,
+        unit: str,
+        task: str,
+        series: Mapping[str, _Value],
+    ) -> Plot:
+        rows = []
+        for one in found:
+            did = one.tasks[task]
+            missing = one.missing or did.missing
+            rows.append((one.name, [None if missing else value(did) for value in series.values()]))
+        return Plot(f"peers-{name}", title, unit, list(series), rows)
+
+    def median(values: Callable[[Task], Sequence[float]], unit: float = 1.0) -> _Value:
+        return lambda task: Samples.of(values(task)).median / unit if values(task) else None
+
+    hosts = f"{sizes.hosts:,}"
+    known = f"a VPC of {sizes.ports:,} ports becomes known to {hosts} hosts"
+    return [
+        plot("last", f"Time to the last host: {known}", "ms", "state", {"median": median(_last)}),
+        plot("cpu", f"Publisher's CPU: {known}", "s", "state", {"median": median(_source)}),
+        plot(
+            "bytes", f"Bytes on loopback: {known}", "MB", "state", {"median": median(_bytes, 1e6)}
+        ),
+        plot(
+            "port",
+            f"Time to the last host: one port is added, {hosts} hosts",
+            "ms",
+            "change",
+            {"p50": median(_last), "p99": lambda task: percentile(task.last, 0.99)},
+        ),
+    ]
 
 
 _FIRST_LAST = ("first host ms#", "last host ms#")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import kept
+from bench.plots import Plot, drawn
 from bench.report import Goal, Section, Table
 from bench.samples import Samples
 
@@ -16,13 +17,16 @@ ORDER = ["one", "two", "three"]
 
 def section(name: str, value: float) -> Section:
     goal = Goal(f"goal of {name}", 2.0, "s", Samples.of([value]))
-    return Section(name, f"Of {name}", "How.", [goal], [Table(("a#",), [(value,)])])
+    plot = Plot(f"{name}-long", f"How long {name} takes", "s", ["median"], [("us", [value])])
+    table = Table(("a#",), [(value,)])
+    return Section(name, f"Of {name}", "How.", [goal], [table], plots=[plot])
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(kept, "STORE", tmp_path / "results.json")
     monkeypatch.setattr(kept, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(kept, "PICTURES", tmp_path / "plots")
     return tmp_path
 
 
@@ -46,7 +50,20 @@ def test_what_is_no_measurement_any_more_is_dropped(place: Path) -> None:
     assert list(json.loads((place / "results.json").read_text("utf-8"))) == ["one"]
 
 
+def test_pictures_are_of_what_is_kept_and_are_told_in_words(place: Path) -> None:
+    kept.keep([section("old", 1), section("one", 3)], {"date": "d"}, ["old", "one"])
+    kept.keep([section("two", 2)], {"date": "d"}, ORDER)
+    names = {file.name for file in (place / "plots").iterdir()}
+    assert names == {"one-long.svg", "two-long.svg"}
+    text = (place / "RESULTS.md").read_text("utf-8")
+    assert "![How long one takes, s: us 3.00](plots/one-long.svg)" in text
+
+
 def test_the_results_of_the_project_are_made_from_what_is_kept() -> None:
     here = Path(kept.__file__).parent
     stored = json.loads((here / "results.json").read_text("utf-8"))
     assert (here / "RESULTS.md").read_text("utf-8") == kept.rendered(stored)
+    pictures = {file.stem: file.read_text("utf-8") for file in (here / "plots").iterdir()}
+    assert pictures == {
+        plot.name: drawn(plot) for one in stored.values() for plot in kept.plots(one)
+    }

@@ -200,6 +200,22 @@ def test_what_was_not_measured_has_a_row_and_a_reason() -> None:
     assert "no broker" in text.rpartition("What was measured")[2]
 
 
+def test_pictures_have_every_system_also_those_that_were_not_measured() -> None:
+    found = [_result(READY, 100), _result(ALCOR, 700), Result(OTHERS[1], missing="no server")]
+    one = section(found, TINY, at_size=True)
+    assert {plot.name for plot in one.plots} == {
+        "peers-last",
+        "peers-cpu",
+        "peers-bytes",
+        "peers-port",
+    }
+    for plot in one.plots:
+        assert [name for name, _ in plot.rows] == [result.name for result in found]
+        assert set(plot.rows[2][1]) == {None}
+    (last,) = (plot for plot in one.plots if plot.name == "peers-last")
+    assert [values for _, values in last.rows[:2]] == [[100], [700]]
+
+
 def _tried(system: System, place: Place) -> Result:
     module = import_module(f"bench.peers.{system.module}")
     given = {"sizes": TINY} if system.name == PLAIN else system.given

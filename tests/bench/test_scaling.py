@@ -88,6 +88,8 @@ def _judged(sizes: Sizes) -> dict[str, bool | None]:
         _cell("plain", 4.5, 25.0),
     )
     assert "| plain Pulsar client |" in rendered(one)
+    assert [plot.name for plot in one.plots] == ["scaling-ports", "scaling-followers"]
+    assert one.plots[0].rows == [("10", (101.0, 100.0)), ("99", (102.0, 200.0))]
     return {goal.what: goal.met for goal in one.goals}
 
 
