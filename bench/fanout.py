@@ -12,6 +12,7 @@ from bench.raw import Yardstick
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, percentile, written
 from bench.system import Brokers, Fleet, MeasurementFailed, Progress, System, newest
+from goalstate.bus.pulsar_client import packed
 from goalstate.gs.intent import Intent
 from goalstate.gs.streams import Mark, vpc_stream
 from goalstate.scale.generate import Region
@@ -188,7 +189,7 @@ def additions(
                     message = asyncio.run(newest(broker.url, topic))
                     payload, properties = message.payload, dict(message.properties)
                     raw.message_bytes = len(payload) + sum(
-                        len(k) + len(v) for k, v in properties.items()
+                        len(k) + len(v) for k, v in packed(properties).items()
                     )
                 latencies = plain.send(payload, properties)
                 if measured:

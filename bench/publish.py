@@ -33,7 +33,7 @@ The publisher is a process of its own. A client sends it {vpcs} intents of
 call. Inside the interval: from before the call to the moment when the last message that came of it
 has been delivered to a plain Pulsar reader on its topic (there is one on every topic; reading costs
 the broker and the other core, not the publisher). That is validation, a durable entry in the intent
-log, derivation, packing, compression (ZSTD) and the broker's confirmation. In the first round all
+log, derivation, packing, compression (LZ4) and the broker's confirmation. In the first round all
 VPCs and topics are new; the later rounds add as many ports to the same VPCs. The processor seconds
 are the publisher's, all of its threads."""
 

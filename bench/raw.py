@@ -16,6 +16,7 @@ from typing import Any
 import pulsar
 
 from bench.alone import Answering
+from goalstate.bus.pulsar_client import packed
 
 #: Seconds for one message to reach all readers.
 _DELIVERY_S = 30.0
@@ -58,7 +59,9 @@ def _serve(url: str, topic: str, readers: int, pipe: Connection) -> None:
         reading.create_reader(
             topic, pulsar.MessageId.latest, reader_listener=listener, receiver_queue_size=200
         )
-    producer = sending.create_producer(topic, batching_enabled=False)
+    producer = sending.create_producer(
+        topic, batching_enabled=False, compression_type=pulsar.CompressionType.LZ4
+    )
     pipe.send(readers)
     try:
         while True:
@@ -66,7 +69,7 @@ def _serve(url: str, topic: str, readers: int, pipe: Connection) -> None:
             arrived.clear()
             complete.clear()
             sent = time_ns()
-            producer.send(payload, properties=properties)
+            producer.send(payload, properties=packed(properties))
             if not complete.wait(_DELIVERY_S):
                 return
             pipe.send(sorted(when - sent for when in arrived))

@@ -41,7 +41,7 @@ travels as an entry, with the envelope's properties and Pulsar's own metadata, a
 other resources (subnets, security groups), divided by the neighbors. Not counted: what TCP and the
 broker's commands add. Ids are readable (`port-0001-000042`) or look like UUIDs. `ports an intent`
 is how many ports come in one change, and so in one message, as far as 512 KB hold them. The
-publisher's default compression is ZSTD."""
+publisher's default compression is LZ4."""
 
 
 def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:

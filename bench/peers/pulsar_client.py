@@ -59,7 +59,7 @@ class Pulsar:
 
     @property
     def how(self) -> str:
-        sender = "goalstate's bus (ZSTD, its envelopes)" if self.ours else "a producer"
+        sender = "goalstate's bus (LZ4, its envelopes)" if self.ours else "a producer"
         return f"{sender}; a non-durable reader for each host, all on one connection"
 
     def units(self, work: Work) -> int:

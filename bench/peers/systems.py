@@ -40,8 +40,9 @@ AGENTS = "goalstate with its agents"
 
 SYSTEMS = (
     System("Pulsar client, none", "pulsar_client", {"compression": "none"}),
+    System("Pulsar client, LZ4", "pulsar_client", {"compression": "LZ4"}),
     System("Pulsar client, ZSTD", "pulsar_client", {"compression": "ZSTD"}),
-    System("Pulsar client, ZSTD, parsed", "pulsar_client", {"compression": "ZSTD", "parse": True}),
+    System("Pulsar client, LZ4, parsed", "pulsar_client", {"compression": "LZ4", "parse": True}),
     System(LIMIT, "pulsar_perf", {}),
     System(ALCOR, "alcor", {}),
     System(GRPC, "grpc_streams", {}),
@@ -50,7 +51,7 @@ SYSTEMS = (
     System("NATS JetStream", "nats_server", {"stream": True}),
     System("NATS core", "nats_server", {"stream": False}),
     System("OVSDB monitors", "ovsdb", {}),
-    System(READY, "pulsar_client", {"compression": "ZSTD", "ours": True}),
+    System(READY, "pulsar_client", {"compression": "LZ4", "ours": True}),
     System(PLAIN, "ours", {}),
     System(AGENTS, "ours", {}),
 )

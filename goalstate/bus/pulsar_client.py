@@ -74,6 +74,13 @@ def _error(result: Any, what: str, detail: str = "") -> BusError:
     return kind(f"{what}: {result.name}" + (f" ({detail.strip()})" if detail.strip() else ""))
 
 
+def packed(properties: Mapping[str, str]) -> dict[str, str]:
+    """Properties of Pulsar that hold these."""
+    if not properties:
+        return {}
+    return {PACKED: json.dumps(dict(properties), separators=(",", ":"))}
+
+
 def properties_of(raw: Any) -> dict[str, str]:
     """The properties of a delivered message; of others' messages, as they are."""
     properties: dict[str, str] = raw.properties()
@@ -264,8 +271,8 @@ class Client:
         builder.content(payload)
         if key:
             builder.partition_key(key)
-        if properties:
-            builder.property(PACKED, json.dumps(dict(properties), separators=(",", ":")))
+        for name, value in packed(properties).items():
+            builder.property(name, value)
         put = self.mailbox.put
 
         def told(result: Any, message_id: Any) -> None:
