@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import channels
+from bench import channel_runs, channels
 from bench.channel_runs import Cell, Cost, Pair, Sizes
 from bench.channels import CHANGES_A_JOIN, crossing, limits, line
 from bench.twins import Twins, region_of
@@ -81,7 +81,10 @@ def test_twins_differ_in_their_channel_and_each_change_is_a_message_of_theirs(po
         assert len(core.desired.ports_of_group(f"sg-{vpc.number:04d}-db")) == vpc.members("db")
 
 
-def test_all_that_the_limit_comes_from_is_measured(apache_broker: Broker) -> None:
+def test_all_that_the_limit_comes_from_is_measured(
+    apache_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_runs, "_IDLE_S", 0.05)
     sizes = Sizes(
         followers=(1, 3),
         ports=(20,),

@@ -35,6 +35,12 @@ phases:
    changes: {create-ports: 2, delete-ports: 2, move-ports: 2, join-group: 1, leave-group: 1,
              revoke-rule: 1, restore-rule: 1, create-vpc: 0.2, join-host: 0.5}}
 """
+#: A run without hosts that join: while some are to come, it waits a while for the others' reports.
+NONE_JOIN = (
+    *("--set", "fleet.joining_hosts=0"),
+    *("--set", "phases.1.changes={create-ports: 1, delete-ports: 1, move-ports: 1}"),
+    *("--set", "phases.1.seconds=1"),
+)
 
 
 def command(*arguments: object) -> list[str]:
@@ -120,7 +126,7 @@ def test_workers_that_come_by_themselves_find_the_run_by_its_name_and_the_broker
         ]
         try:
             arguments = ("run", workload, "--run", "mine", "--workers", 4, "--broker", broker.url)
-            done = load(*arguments, "--out", tmp_path / "result")
+            done = load(*arguments, *NONE_JOIN, "--out", tmp_path / "result")
             assert done.returncode == 0, done.stderr + done.stdout
             assert [worker.wait(BOUND) for worker in workers] == [0, 0, 0, 0]
             again = load(*arguments, "--out", tmp_path / "again")
@@ -134,7 +140,8 @@ def test_workers_that_come_by_themselves_find_the_run_by_its_name_and_the_broker
 
 def test_a_threshold_that_is_not_held_is_the_exit_code(workload: Path, tmp_path: Path) -> None:
     threshold = "thresholds.latency=[{stage: last host, percentile: 50, at_most_ms: 0.001}]"
-    arguments = ("--set", threshold, "--set", "phases.1.seconds=1", "--set", "generators=1")
+    processes = ("--set", "generators=1", "--set", "fleet.processes=1")
+    arguments = ("--set", threshold, *processes, *NONE_JOIN)
     done = load("run", workload, "--broker", "embedded", "--out", tmp_path / "r", *arguments)
     assert done.returncode == 1
     assert "NOT HELD" in done.stdout

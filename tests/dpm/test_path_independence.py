@@ -280,6 +280,8 @@ def test_every_path_ends_in_the_same_state(
     assert content(world) == expected[scenario, own_stream]
 
 
+# Tracing them for the coverage would take twice as long as the runs themselves.
+@pytest.mark.no_cover
 @pytest.mark.parametrize("block", range(10))
 def test_every_seed_of_a_bad_bus_ends_in_the_same_state(
     block: int, expected: dict[tuple[str, bool], Content]
@@ -313,6 +315,7 @@ def touch(world: World) -> Intent:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("own_stream", [False, True], ids=["vpc-stream", "own-stream"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_what_was_lost_on_the_way_is_found_and_repaired(scenario: str, own_stream: bool) -> None:

@@ -668,6 +668,10 @@ def test_small_vpcs_travel_over_sessions_with_whoever_serves_their_shard() -> No
     asyncio.run(main())
 
 
+#: Intents at once: many more than may be under way in all shards.
+MANY = 300
+
+
 def test_what_is_too_much_is_shed_whichever_shard_it_is_of() -> None:
     def small(number: int) -> Intent:
         return Intent(vpcs=(Vpc(f"v{number}", cidr="10.0.0.0/16", tunnel_id=number + 1),))
@@ -677,7 +681,7 @@ def test_what_is_too_much_is_shed_whichever_shard_it_is_of() -> None:
         await settled(*started)
         region.cut(Wire.LATE, *(t.intent_log for t in Topics(shards=SHARDS).all_shards()))
         ways = (one, two)
-        asked = [asyncio.ensure_future(ways[n % 2].apply(small(n))) for n in range(1000)]
+        asked = [asyncio.ensure_future(ways[n % 2].apply(small(n))) for n in range(MANY)]
         await until(lambda: any(call.done() for call in asked), "something is shed")
         region.mend()
         region.release()
@@ -689,7 +693,7 @@ def test_what_is_too_much_is_shed_whichever_shard_it_is_of() -> None:
         assert len(whole.vpcs) == len(answers) - len(shed)
 
         async def all_of_them() -> AsyncIterator[api.ApplyRequest]:
-            for number in range(1000):
+            for number in range(MANY):
                 yield api.ApplyRequest(intent=intent_codec.to_proto(small(number)))
 
         replies = [reply async for reply in two.stub.ApplyStream(all_of_them(), timeout=BOUND)]
@@ -724,7 +728,7 @@ def test_hosts_in_a_stream_wait_where_there_is_too_much_to_do(
         one, two, _ = started
         await settled(*started)
         region.cut(Wire.LATE, *(t.intent_log for t in Topics(shards=SHARDS).all_shards()))
-        asked = [asyncio.ensure_future(one.apply(network(n))) for n in range(1000)]
+        asked = [asyncio.ensure_future(one.apply(network(n))) for n in range(MANY)]
         await until(lambda: shed, "something is shed")
         asked_of_hosts = asyncio.ensure_future(answers(two))
         await until(lambda: 0 in shed, "who is asked what it knows has too much to do")

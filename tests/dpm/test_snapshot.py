@@ -154,6 +154,7 @@ def check_law(log: list[log_pb2.Record], cut: int, own_stream: bool) -> None:
     assert known(copy) == known(whole)
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @settings(max_examples=150)
 @given(INTENTS, st.booleans(), st.data())
 def test_what_comes_after_a_snapshot_is_what_comes_after_the_whole_log(
@@ -163,6 +164,7 @@ def test_what_comes_after_a_snapshot_is_what_comes_after_the_whole_log(
     check_law(log, data.draw(st.integers(0, len(log)), "cut"), own_stream)
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.booleans(), st.floats(0, 1))
 def test_that_holds_for_regions_with_a_history(seed: int, own_stream: bool, where: float) -> None:

@@ -103,6 +103,7 @@ def under_load(seed: int, settings: WorldSettings, *, late: bool = True) -> Watc
 # --- nothing lost, nothing twice ---
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @pytest.mark.parametrize("own_stream", [False, True], ids=["vpc-stream", "own-stream"])
 @pytest.mark.parametrize("block", range(4))
 def test_a_switch_under_load_loses_nothing_and_applies_nothing_twice(

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -275,6 +276,7 @@ def check_answers(desired: Desired) -> None:
         }
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @settings(max_examples=300)
 @given(INTENTS)
 def test_accepted_intents_keep_all_rules_and_refused_ones_change_nothing(
@@ -299,6 +301,7 @@ def test_the_random_intents_are_neither_all_refused_nor_all_accepted() -> None:
     assert counts[False] >= 40
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @settings(max_examples=100)
 @given(INTENTS)
 def test_the_same_objects_given_in_any_pieces_make_the_same_state(intents: list[Intent]) -> None:
@@ -321,6 +324,7 @@ def test_the_same_objects_given_in_any_pieces_make_the_same_state(intents: list[
     assert contents(one_by_one) == expected
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @settings(max_examples=100)
 @given(INTENTS, st.randoms(use_true_random=False))
 def test_the_order_of_objects_within_an_intent_means_nothing(

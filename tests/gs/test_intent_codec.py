@@ -128,6 +128,7 @@ def known_enums(given_intent: Intent) -> bool:
     )
 
 
+@pytest.mark.no_cover  # other tests trace the same code
 @given(INTENTS.filter(known_enums))
 def test_text_and_back_loses_nothing(given_intent: Intent) -> None:
     assert intent_codec.load(intent_codec.to_yaml(given_intent), "text") == [given_intent]

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -118,8 +119,9 @@ def seed_named(seed: int) -> Iterator[None]:
         raise
 
 
-@pytest.fixture(scope="module")
+@cache
 def sequences() -> list[Played]:
+    """For tests that are not traced for the coverage (a fixture would be, at thrice the time)."""
     played = []
     for seed in range(SEQUENCES):
         with seed_named(seed):
@@ -127,22 +129,24 @@ def sequences() -> list[Played]:
     return played
 
 
-def test_intents_of_every_kind_are_accepted_and_refused(sequences: list[Played]) -> None:
+@pytest.mark.no_cover
+def test_intents_of_every_kind_are_accepted_and_refused() -> None:
     put, deleted = Counter[ObjectKind](), Counter[ObjectKind]()
-    for played in sequences:
+    for played in sequences():
         for intent in played.intents:
             put.update({kind: len(getattr(intent, field)) for kind, field in FIELDS.items()})
             deleted.update(ObjectKind(deletion.kind) for deletion in intent.deletes)
-    assert sum(len(played.intents) for played in sequences) >= ACCEPTED
-    assert sum(len(played.refusals) for played in sequences) >= REFUSED
+    assert sum(len(played.intents) for played in sequences()) >= ACCEPTED
+    assert sum(len(played.refusals) for played in sequences()) >= REFUSED
     assert min(put[kind] for kind in ObjectKind) >= SEQUENCES, put
     assert min(deleted[kind] for kind in ObjectKind) >= SEQUENCES // 40, deleted
-    assert sum(moves(played.intents) for played in sequences) >= 2 * SEQUENCES
-    assert sum(played.stopped for played in sequences) >= SEQUENCES // 4
+    assert sum(moves(played.intents) for played in sequences()) >= 2 * SEQUENCES
+    assert sum(played.stopped for played in sequences()) >= SEQUENCES // 4
 
 
-def test_every_host_applies_what_follows_from_the_intents(sequences: list[Played]) -> None:
-    for played in sequences:
+@pytest.mark.no_cover
+def test_every_host_applies_what_follows_from_the_intents() -> None:
+    for played in sequences():
         expected = oracle.expected(
             played.intents, security_groups_own_stream=played.settings.security_groups_own_stream
         )
@@ -160,8 +164,9 @@ def held(world: World, name: str) -> Iterator[tuple[str, goalstate_pb2.GoalState
         yield str(stream.id), goalstate_pb2.GoalStateV2.FromString(message)
 
 
-def test_every_data_plane_holds_what_its_host_says_it_applied(sequences: list[Played]) -> None:
-    for played in sequences:
+@pytest.mark.no_cover
+def test_every_data_plane_holds_what_its_host_says_it_applied() -> None:
+    for played in sequences():
         for name, host in played.world.hosts.items():
             said = {
                 (kind, id_): resource
@@ -174,8 +179,9 @@ def test_every_data_plane_holds_what_its_host_says_it_applied(sequences: list[Pl
                 assert host.programmed == said, name
 
 
-def test_hosts_and_publisher_agree_and_the_publisher_knows_it(sequences: list[Played]) -> None:
-    for played in sequences:
+@pytest.mark.no_cover
+def test_hosts_and_publisher_agree_and_the_publisher_knows_it() -> None:
+    for played in sequences():
         progress = played.world.progress()
         with seed_named(played.seed):
             assert played.world.disagreements() == []
@@ -183,8 +189,9 @@ def test_hosts_and_publisher_agree_and_the_publisher_knows_it(sequences: list[Pl
             assert progress.converged
 
 
-def test_every_digest_is_that_of_what_was_published(sequences: list[Played]) -> None:
-    for played in sequences:
+@pytest.mark.no_cover
+def test_every_digest_is_that_of_what_was_published() -> None:
+    for played in sequences():
         core = played.world.core
         with seed_named(played.seed):
             # It works out the digests of each message anew, and compares them.
@@ -233,10 +240,9 @@ def print_fingerprints() -> None:
         print(fingerprint(play(seed)))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_another_process_publishes_the_same_byte_for_byte(
-    sequences: list[Played], hash_seed: str
-) -> None:
+def test_another_process_publishes_the_same_byte_for_byte(hash_seed: str) -> None:
     # The order of a set, and the hash of a text, are others there: nothing may follow from them.
     replay = subprocess.run(
         [
@@ -250,4 +256,4 @@ def test_another_process_publishes_the_same_byte_for_byte(
         check=False,
     )
     assert (replay.returncode, replay.stderr) == (0, "")
-    assert replay.stdout.splitlines() == [fingerprint(one) for one in sequences[:REPLAYED]]
+    assert replay.stdout.splitlines() == [fingerprint(one) for one in sequences()[:REPLAYED]]

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,15 @@ REPLAYED = 12
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
+@cache
 def results() -> list[Result]:
+    """For tests that are not traced for the coverage (a fixture would be, at thrice the time)."""
     return [Run(plan(seed)).play() for seed in SEEDS]
 
 
-def test_no_law_is_broken(results: list[Result]) -> None:
-    broken = {result.plan.seed: result.violation for result in results if result.violation}
+@pytest.mark.no_cover
+def test_no_law_is_broken() -> None:
+    broken = {result.plan.seed: result.violation for result in results() if result.violation}
     assert broken == {}
 
 
@@ -72,8 +75,9 @@ def test_how_many_processes_share_the_runs_does_not_matter(
     assert said[0][1]["runs"] == 30
 
 
-def test_every_fault_happens_and_is_felt(results: list[Result]) -> None:
-    counts = sum((result.counts for result in results), Counter[str]())
+@pytest.mark.no_cover
+def test_every_fault_happens_and_is_felt() -> None:
+    counts = sum((result.counts for result in results()), Counter[str]())
     for fault in Fault:
         assert counts[fault.value] >= len(SEEDS) // 30, fault
     for felt in (
@@ -321,6 +325,7 @@ def test_a_failing_run_is_made_smaller_and_still_fails(first_violation: FirstVio
     assert again == small
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("gaps_skipped")
 def test_the_command_tells_how_to_repeat_what_failed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
