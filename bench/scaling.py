@@ -278,6 +278,7 @@ def _topics(topics: Sequence[Throughput]) -> Table:
             "published/s#",
             "all confirmed after s#",
             "publisher CPU µs a change#",
+            "broker's#",
         ),
         [
             (
@@ -287,6 +288,7 @@ def _topics(topics: Sequence[Throughput]) -> Table:
                 written(one.published_s),
                 written(one.drained_s),
                 written(one.publisher_cpu_s / one.accepted * 1e6),
+                written(one.broker_cpu_s / one.accepted * 1e6) if one.broker_cpu_s else "–",
             )
             for one in topics
         ],

@@ -40,6 +40,8 @@ class Throughput(NamedTuple):
     #: Seconds from then on until the broker had confirmed all.
     drained_s: float
     publisher_cpu_s: float
+    #: 0: the broker is no process of ours.
+    broker_cpu_s: float
 
     @property
     def published_s(self) -> float:
@@ -78,16 +80,21 @@ def _measured(
 ) -> Throughput:
     requests = changes(region, vpcs)
 
-    async def run() -> tuple[Load, tuple[float, float], float]:
+    processes = ((system.dpm_pid,), system.broker.pids)
+
+    def used() -> tuple[float, ...]:
+        return tuple(sum(map(cpu_s, pids)) for pids in processes)
+
+    async def run() -> tuple[Load, tuple[float, float], list[float]]:
         async with apply_calls(system.address) as stubs:
             await closed_loop(stubs, requests, warm_up_s, CALLERS)
-            before, cpu = _sent(system), cpu_s(system.dpm_pid)
+            before, cpu = _sent(system), used()
             load = await closed_loop(stubs, requests, seconds, CALLERS)
-            used = cpu_s(system.dpm_pid) - cpu
+            spent = [now - then for now, then in zip(used(), cpu, strict=True)]
             after = _sent(system)
-        return load, (after[0] - before[0], after[1] - before[1]), used
+        return load, (after[0] - before[0], after[1] - before[1]), spent
 
-    load, (sent, unconfirmed), used = asyncio.run(run())
+    load, (sent, unconfirmed), spent = asyncio.run(run())
     if load.answers["OK"] != sum(load.answers.values()):
         raise MeasurementFailed(f"changes to {vpcs} VPCs were not accepted: {load.answers}")
     end = monotonic()
@@ -99,7 +106,7 @@ def _measured(
         load.answers["OK"],
         load.answers["OK"] * (1 - unconfirmed / sent),
         monotonic() - end,
-        used,
+        *spent,
     )
 
 

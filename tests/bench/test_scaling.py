@@ -51,6 +51,7 @@ def test_changes_are_published_over_few_and_over_many_topics(brokers: Brokers) -
     for one in found:
         assert one.accepted > 0
         assert one.published > 0
+        assert min(one.publisher_cpu_s, one.broker_cpu_s) > 0
 
 
 def test_each_of_these_changes_changes_something_in_one_of_the_vpcs() -> None:
@@ -75,7 +76,7 @@ def _judged(sizes: Sizes) -> dict[str, bool | None]:
         for n, size in ((1, 10), (2, 99))
     ]
     topics = [
-        Throughput(vpcs, 1.0, 2.0, 100, published, 0.1, 0.1)
+        Throughput(vpcs, 1.0, 2.0, 100, published, 0.1, 0.1, 0.1)
         for vpcs, published in ((10, 100.0), (100, 80.0))
     ]
     one = section(
