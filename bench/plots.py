@@ -131,20 +131,22 @@ def _bars(plot: Plot, scale: Scale) -> tuple[int, list[str]]:
 def _curves(plot: Plot, scale: Scale) -> tuple[int, list[str]]:
     sizes = [float(name) for name, _ in plot.rows]
     across = Scale(min(sizes), max(sizes), log=True)
-    bottom = _TOP + _HEIGHT
+    bottom = _TOP + 16 + _HEIGHT
     left, span = 80, _WIDTH - 160
+    # Values at the ends are not written into what is beside.
+    first, reach = left + 24, span - 48
     body = []
     for tick in scale.ticks:
         y = bottom - _HEIGHT * scale.share(tick)
         body.append(_line(left, y, left + span, y))
         body.append(_text(left - 8, y + 4, f"{tick:,.10g}", 'text-anchor="end"', _FAINT))
     for size in sizes:
-        x = left + span * across.share(size)
+        x = first + reach * across.share(size)
         body.append(_text(x, bottom + 18, f"{size:,.0f}", 'text-anchor="middle"', _FAINT))
     body.append(_text(left + span / 2, bottom + 40, plot.over, 'text-anchor="middle"', _FAINT))
     for number in range(len(plot.series)):
         points = [
-            (left + span * across.share(size), bottom - _HEIGHT * scale.share(value), value)
+            (first + reach * across.share(size), bottom - _HEIGHT * scale.share(value), value)
             for size, (_, values) in zip(sizes, plot.rows, strict=True)
             if (value := values[number]) is not None
         ]
