@@ -51,7 +51,8 @@ def test_changes_are_published_over_few_and_over_many_topics(brokers: Brokers) -
     for one in found:
         assert one.accepted > 0
         assert one.published > 0
-        assert min(one.publisher_cpu_s, one.broker_cpu_s) > 0
+        assert one.publisher_cpu_s > 0
+        assert one.broker_cpu_s == 0  # this broker was there before
 
 
 def test_each_of_these_changes_changes_something_in_one_of_the_vpcs() -> None:
