@@ -166,6 +166,8 @@ class Intake:
                 outcomes = await asyncio.to_thread(self._accept, changes)
             else:
                 outcomes = self._accept(changes)
+            if self.accepting:
+                self._append(changes, outcomes)
         except Exception as error:
             # A defect of ours: how much of the intent is in memory is not known.
             log.exception("intent failed")
@@ -174,13 +176,6 @@ class Intake:
         if not self.accepting:
             # Meanwhile the log failed: what was accepted above is forgotten with the rest.
             raise NotServing("the intent log failed; nothing of the intent was taken")
-        logged = [
-            change
-            for change, outcome in zip(changes, outcomes, strict=True)
-            if isinstance(outcome, Accepted)
-        ]
-        if logged:
-            self._append(logged, [one for one in outcomes if isinstance(one, Accepted)])
         # What makes one a repetition may still be on its way into the log.
         answer = self.appended[-1].answer if self.appended else None
         for proposed, outcome in zip(group, outcomes, strict=True):
@@ -220,13 +215,24 @@ class Intake:
         core.take(changes, change.accepted_unix_ns, change.traceparent, again)
         return True
 
-    def _append(self, changes: Sequence[log_pb2.Change], accepted: Sequence[Accepted]) -> None:
-        for change, one in zip(changes, accepted, strict=True):
-            change.change = one.change
-        if len(changes) == 1:
-            record = log_pb2.Record(change=changes[0])
+    def _append(
+        self,
+        changes: Sequence[log_pb2.Change],
+        outcomes: Sequence[Accepted | IntentRejected | None],
+    ) -> None:
+        """Send those that were accepted to the log."""
+        logged, accepted = [], []
+        for change, outcome in zip(changes, outcomes, strict=True):
+            if isinstance(outcome, Accepted):
+                change.change = outcome.change
+                logged.append(change)
+                accepted.append(outcome)
+        if not accepted:
+            return
+        if len(logged) == 1:
+            record = log_pb2.Record(change=logged[0])
         else:
-            record = log_pb2.Record(group=log_pb2.Group(changes=changes))
+            record = log_pb2.Record(group=log_pb2.Group(changes=logged))
         durable = self._log.append(record)
         answer = asyncio.get_running_loop().create_future()
         self.appended.append(_Appended(durable, accepted, answer))

@@ -116,7 +116,7 @@ class BusTransport:
         bus: Bus,
         topics: Topics,
         *,
-        pool: int = 2000,
+        pool: int = 16_384,
         clock_ns: Callable[[], int],
         sent: Callable[[Publication], None] = lambda _: None,
         prove: Prove | None = None,

@@ -204,9 +204,10 @@ class Client:
         request.converged = True
         around.counts["waits ended"] += 1
         around.say(f"{request.name} has converged" + (f", without {expired}" if expired else ""))
-        # The one that waited may not know yet that another one serves.
+        # The one that waited may not know yet that another one serves, or served until it crashed.
+        cores = (p.engine.core if p.engine is not None else p.former for p in around.processes)
         core = max(
-            (p.engine.core for p in around.processes if p.engine is not None),
+            (core for core in cores if core is not None),
             key=lambda core: (core.epoch, core.change),
         )
         views = engine.convergence.hosts
