@@ -17,7 +17,6 @@ from goalstate.bus.embedded import EmbeddedBus
 from goalstate.bus.errors import BrokerUnreachable
 from goalstate.bus.memory import MemoryBroker, MemoryBus
 from goalstate.bus.process import free_ports
-from goalstate.bus.pulsar import PulsarBus
 
 _topics = itertools.count()
 
@@ -49,15 +48,14 @@ class ProcessHarness:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._run = time.time_ns()
-        # A restart of Apache Pulsar takes some 20 s, most of it the client's growing pauses. They
-        # grow while an open fails, and so the time that it takes to fail counts twice.
+        # A restart of Apache Pulsar takes some 20 s, most of it the client's growing pauses.
         self.deaths = 3 if broker.kind == "embedded" else 1
 
     async def connect(self) -> Bus:
         url = self._broker.url
         if self._broker.kind == "embedded":
             return await EmbeddedBus.connect(url, timeout=3)
-        return await PulsarBus.connect(url, timeout=5)
+        return await connect(url)
 
     async def connect_to_nobody(self) -> Bus:
         scheme = self._broker.url.split(":")[0]
