@@ -84,11 +84,11 @@ def packed(properties: Mapping[str, str]) -> dict[str, str]:
 def properties_of(raw: Any) -> dict[str, str]:
     """The properties of a delivered message; of others' messages, as they are."""
     properties: dict[str, str] = raw.properties()
-    packed = properties.get(PACKED)
-    if packed is None:
+    text = properties.get(PACKED)
+    if text is None:
         return properties
     try:
-        found = json.loads(packed)
+        found = json.loads(text)
     except ValueError:
         return properties
     if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from goalstate.dpm import intake as intake_module
 from goalstate.dpm.core import Accepted, Core
-from goalstate.dpm.engine import Engine
+from goalstate.dpm.engine import Engine, Outcome
 from goalstate.dpm.errors import LogUnreadable, NotServing
 from goalstate.dpm.inventory import Publication
-from goalstate.dpm.recovery import Replay
+from goalstate.dpm.recovery import Replay, changes_of
 from goalstate.gs import intent_codec
 from goalstate.gs.errors import IntentRejected
 from goalstate.gs.intent import Deletion, Intent, ObjectKind
@@ -214,21 +214,24 @@ def test_a_group_whose_numbers_do_not_fit_is_named() -> None:
 
 def bodies(region: Region) -> list[int]:
     """How many changes are in each record of the log that has any."""
-    return [
-        len(record.group.changes) or 1
-        for record in region.log()
-        if record.WhichOneof("body") in ("change", "group")
-    ]
+    return [len(changes) for changes in map(changes_of, region.log()) if changes]
+
+
+async def behind_another(
+    region: Region, engine: Engine
+) -> tuple[asyncio.Task[Outcome], list[asyncio.Task[Outcome]]]:
+    """A change on its way into the log, which is held up, and two that came meanwhile."""
+    await apply(engine, *build())
+    region.cut(Wire.HELD, region.topics.intent_log)
+    first = begin(engine, Intent(ports=(port(1, 6, "h0"),)))
+    await until(lambda: region.held, "the first is on its way into the log")
+    return first, [begin(engine, Intent(ports=(port(1, n, "h1"),))) for n in (7, 8)]
 
 
 def test_what_comes_while_the_log_is_written_is_the_next_group() -> None:
     async def test(region: Region) -> None:
         async with serving(region) as engine:
-            await apply(engine, *build())
-            region.cut(Wire.HELD, region.topics.intent_log)
-            first = begin(engine, Intent(ports=(port(1, 6, "h0"),)))
-            await until(lambda: region.held, "the first is on its way into the log")
-            more = [begin(engine, Intent(ports=(port(1, n, "h1"),))) for n in (7, 8)]
+            first, more = await behind_another(region, engine)
             refused = begin(engine, INVALID)
             again = begin(engine, Intent(ports=(port(1, 7, "h1"),)))
             region.mend()
@@ -260,11 +263,7 @@ def readings(region: Region) -> Readings:
 def test_a_group_that_the_log_may_not_have_is_answered_so_to_each() -> None:
     async def test(region: Region) -> None:
         async with serving(region) as engine:
-            await apply(engine, *build())
-            region.cut(Wire.HELD, region.topics.intent_log)
-            first = begin(engine, Intent(ports=(port(1, 6, "h0"),)))
-            await until(lambda: region.held, "the first is on its way into the log")
-            more = [begin(engine, Intent(ports=(port(1, n, "h1"),))) for n in (7, 8)]
+            first, more = await behind_another(region, engine)
             region.mend()
             region.cut(Wire.FAILS, region.topics.intent_log)
             region.release()

@@ -24,13 +24,8 @@ def histogram() -> HdrHistogram:
     return HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
 
 
-def record(into: HdrHistogram, latency_ns: int) -> None:
-    """A latency, which is not negative."""
-    into.record_value(min(max(latency_ns // 1000, LOWEST_US), HIGHEST_US))
-
-
 def record_all(into: HdrHistogram, latencies_ns: NDArray[np.int64]) -> None:
-    """Latencies, as `record` each: those that are the same to the histogram, at once."""
+    """Latencies, none of which is negative: those that are the same to the histogram, at once."""
     values = np.clip(latencies_ns // 1000, LOWEST_US, HIGHEST_US)
     # It keeps so many of the highest bits of a value.
     bits = into.sub_bucket_count.bit_length() - 1

@@ -16,7 +16,7 @@ from goalstate.scale.load import control, results
 from goalstate.scale.load.control import Line
 from goalstate.scale.load.coordinator import Coordinator, Finished, RunSettings
 from goalstate.scale.load.errors import LoadError
-from goalstate.scale.load.recording import Recorder, histogram, record
+from goalstate.scale.load.recording import HIGHEST_US, LOWEST_US, Recorder, histogram
 from goalstate.scale.load.stages import Stage
 from goalstate.scale.load.stamps import Stamp
 from goalstate.scale.load.witness import Seen
@@ -225,7 +225,7 @@ def test_what_several_workers_recorded_is_what_one_would_have() -> None:
         one = histogram()
         for name in names:
             for latency in latencies[name]:
-                record(one, latency)
+                one.record_value(min(max(latency // 1000, LOWEST_US), HIGHEST_US))
         stage_found = found.stage(stage)
         assert stage_found is not None
         assert stage_found.whole == results.Figures.of(one)
