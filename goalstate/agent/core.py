@@ -253,6 +253,20 @@ class HostCore:
         exceptions = self.programming.exceptions
         return exceptions.letters.take(self.host, self.streams, exceptions.faults, limit)
 
+    @property
+    def has_exceptions(self) -> bool:
+        """Is anything not applied that should be? Is there any of `exceptions`?"""
+        programming = self.programming
+        if programming.exceptions.faults or programming.strays.exceptions:
+            return True
+        for stream in self.streams.values():
+            live = stream.live
+            if live.malformed or live.unread:
+                return True
+            if stream.disagreements or stream.attempts > 1 or stream.gone > 1:
+                return True
+        return False
+
     def exceptions(self) -> Iterator[tuple[StreamId, int, str, Fault]]:
         """All that is not applied, and why: stream, number of the kind, id, fault.
 
@@ -279,11 +293,12 @@ class HostCore:
             reading = stream.shadow = Reading()
         previous = reading.mark
         reading.step(envelope, position)
-        if envelope.kind is not MessageKind.CHECKPOINT:
+        if stream.attempts and envelope.kind is not MessageKind.CHECKPOINT:
             # All chunks of a checkpoint have one mark: only its end is progress.
             self._repair.progressed(stream, envelope.mark)
         if envelope.kind is MessageKind.DELTA:
-            self._repair.found(stream)
+            if stream.gone:
+                self._repair.found(stream)
             if self._witness is not None:
                 self._witness.received(self.host, stream.id, envelope, now)
         elif envelope.kind is MessageKind.IN_SYNC:
@@ -295,14 +310,15 @@ class HostCore:
         if content is not None:
             self._take(stream, reading, content, previous, now)
         agrees = content is None or reading.agrees(envelope)
-        if not stream.id.kind.for_hosts:
+        for_hosts = stream.id.kind.for_hosts
+        if not for_hosts:
             reading.expected = reading.digest if agrees and content is not None else None
         if (
-            agrees
+            (reading.unread or reading.malformed)
+            and agrees
             and content is not None
             and not reading.loading
-            and (reading.unread or reading.malformed)
-            and (content.digest is not None or not stream.id.kind.for_hosts)
+            and (content.digest is not None or not for_hosts)
         ):
             # The digest shows that the rest of the content came otherwise. (On an inbox only a
             # message that gives one for this host does.)
@@ -313,7 +329,8 @@ class HostCore:
                 self._repair.judge(stream, agrees, now)
         else:
             self._moved(stream)
-            self._repair.judge(stream, agrees, now)
+            if stream.disagreements or not agrees:
+                self._repair.judge(stream, agrees, now)
         if not stream.outstanding:
             self._advance(stream, now)
 
@@ -413,7 +430,7 @@ class HostCore:
     def _done(self, now: int) -> list[Action]:
         """Move watermarks, start the next program, and give the actions."""
         programming = self.programming
-        if not self._under_way:
+        if not self._under_way and programming.has_work:
             operations = programming.next_program(now)
             if operations:
                 self._program += 1
@@ -434,10 +451,14 @@ class HostCore:
                     stream.applied_ns = now
                     self.news.streams[stream.id] = None
             cleared.clear()
-        self._wake_at(programming.exceptions.due_ns)
-        self._wake_at(self._repair.due_ns)
+        if programming.exceptions.due_ns is not None:
+            self._wake_at(programming.exceptions.due_ns)
+        if self._repair.due_ns is not None:
+            self._wake_at(self._repair.due_ns)
         if self._audit is not None:
             self._wake_at(self._audit.due_ns)
+        if not self._actions:
+            return []
         actions = self._actions[:]
         self._actions.clear()
         return actions

@@ -136,10 +136,20 @@ class Host:
         except Exception:  # one host's failure must not stop the clock of the others
             log.exception("tick failed", host=self.core.host)
 
-    def perform(self, actions: Iterable[Action]) -> None:
+    def perform(self, actions: Sequence[Action]) -> None:
         """Do what the core asks for, and what follows from that at once."""
+        if actions:
+            self._do(deque(actions))
         fleet, core = self.fleet, self.core
-        todo = deque(actions)
+        if core.wakeup is not None:
+            fleet.waking[self] = None
+        if core.news:
+            fleet.reports.dirty(self)
+        if core.programming.exceptions.letters and fleet.posting is not None:
+            fleet.posting.waiting(core)
+
+    def _do(self, todo: deque[Action]) -> None:
+        fleet = self.fleet
         while todo:
             action = todo.popleft()
             if isinstance(action, Program):
@@ -152,13 +162,7 @@ class Host:
             elif isinstance(action, Unfollow):
                 fleet.readers.unfollow(self, action.stream)
                 if fleet.witness is not None:
-                    fleet.witness.left(core.host, action.stream)
-        if core.wakeup is not None:
-            fleet.waking[self] = None
-        if core.news:
-            fleet.reports.dirty(self)
-        if core.programming.exceptions.letters and fleet.posting is not None:
-            fleet.posting.waiting(core)
+                    fleet.witness.left(self.core.host, action.stream)
 
     def _program(self, program: Program, todo: deque[Action]) -> None:
         at_once = True

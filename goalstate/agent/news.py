@@ -8,7 +8,7 @@ from goalstate.gs.streams import StreamId
 class News:
     """Of one host, since `told`."""
 
-    __slots__ = ("dropped", "exceptions", "streams")
+    __slots__ = ("dropped", "exceptions", "revoked", "streams")
 
     def __init__(self) -> None:
         #: Streams of which more is applied, or something else, and those that are followed no more.
@@ -16,6 +16,8 @@ class News:
         self.dropped: dict[StreamId, None] = {}
         #: Exceptions came, went or changed.
         self.exceptions = False
+        #: On one of the streams, a permission was taken away.
+        self.revoked = False
 
     def __bool__(self) -> bool:
         """Is there anything to tell?"""
@@ -26,3 +28,4 @@ class News:
         self.streams.clear()
         self.dropped.clear()
         self.exceptions = False
+        self.revoked = False

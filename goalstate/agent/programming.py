@@ -359,6 +359,11 @@ class Programming:
 
     # --- programs ---
 
+    @property
+    def has_work(self) -> bool:
+        """May `next_program` have something?"""
+        return bool(self._backlog or self.strays.due)
+
     def next_program(self, now: int) -> list[Resource]:
         """The operations to do now, in their order; empty if there are none, or one is under way.
 
@@ -444,6 +449,7 @@ class Programming:
         mark, _ = stream.revoked
         stream.revoked = (max(mark, change.at), now)
         self._news.streams[stream.id] = None
+        self._news.revoked = True
         if change.since_ns:
             self._counters.revocations.observe(max(0, now - change.since_ns) / 1e9)
 

@@ -11,10 +11,9 @@ from typing import Generic, TypeVar
 import structlog
 
 from goalstate.agent.counters import Counters
-from goalstate.agent.reports import Reporter
+from goalstate.agent.reports import Batch, Reporter
 from goalstate.bus.base import Bus, Producer
 from goalstate.bus.errors import BusError
-from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 
 log = structlog.get_logger()
 
@@ -148,28 +147,24 @@ class Reports(Generic[H]):
         # Else the answer of one that is under way brings us back.
 
     def _send(self) -> None:
-        hosts, self._dirty = list(self._dirty), {}
-        batch: list[H] = []
-        message = agent_pb2.Report(clock_id=self._clock_id)
-        size = 0
-        for host in hosts:
-            report = self._reporters[host].report(full=host in self._full)
-            if report is None:
+        dirty, self._dirty = list(self._dirty), {}
+        batch = Batch()
+        hosts: list[H] = []
+        for host in dirty:
+            if not batch.add(self._reporters[host], full=host in self._full):
                 continue
             self._full.pop(host, None)
-            message.hosts.append(report)
-            batch.append(host)
-            size += report.ByteSize()
-            if size > MESSAGE_BYTES:
-                self._send_one(message, batch)
-                batch, message, size = [], agent_pb2.Report(clock_id=self._clock_id), 0
-        if batch:
-            self._send_one(message, batch)
+            hosts.append(host)
+            if batch.size > MESSAGE_BYTES:
+                self._send_one(batch, hosts)
+                batch, hosts = Batch(), []
+        if hosts:
+            self._send_one(batch, hosts)
 
-    def _send_one(self, message: agent_pb2.Report, hosts: list[H]) -> None:
+    def _send_one(self, batch: Batch, hosts: list[H]) -> None:
         assert self._producer is not None
-        message.sent_unix_ns = time.time_ns()
         self._counters.reports += len(hosts)
+        message = batch.message(self._clock_id, time.time_ns())
         answer = self._producer.send(message.SerializeToString())
         self._under_way.add(answer)
 

@@ -8,6 +8,8 @@ Laws:
 2.  A stream of which nothing is applied yet is told as well: the publisher sees that it should be.
 3.  A digest is told only where the watermark is at what is held: before that it would be the digest
     of another place in the stream than the one reported.
+4.  In one message, hosts that got to the same place of one stream, and have nothing else to tell,
+    share one entry (`Batch`): with many hosts in one process that is most of what is told.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from goalstate.gs import digest as digests
 from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.resources import Kind
-from goalstate.gs.streams import ORIGIN, StreamId
+from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.versions import FORMAT_V2
 
 MAX_EXCEPTIONS = 1000
+#: What incarnation, number and time of a host take in an entry that it shares, in bytes.
+_NUMBERS_BYTES = 20
 #: Format versions that an agent reads on streams.
 READS = (FORMAT_V2,)
 
@@ -83,6 +87,68 @@ class Reporter:
         core.news.told()
         return report
 
+    def advance(self) -> tuple[_Place, _Advanced] | None:
+        """What is to be told now, if that is no more than how far one stream is applied."""
+        core = self._core
+        news = core.news
+        if len(news.streams) != 1 or news.dropped or news.exceptions or news.revoked:
+            return None
+        (id_,) = news.streams
+        stream = core.streams.get(id_)
+        if stream is None or stream.leaving or core.has_exceptions:
+            return None
+        self._number += 1
+        news.told()
+        place = (id_, stream.watermark, _digest(stream), self._lease_s, self._inspection_address)
+        return place, (core.host, self._incarnation, self._number, stream.applied_ns)
+
+
+#: Stream, watermark, digest, seconds of the lease, inspection address.
+_Place = tuple[StreamId, Mark, int | None, float, str]
+#: Host, incarnation, number of the report, when the watermark got to its place.
+_Advanced = tuple[str, int, int, int]
+
+
+class Batch:
+    """The reports of several hosts, as one message."""
+
+    def __init__(self) -> None:
+        self._hosts: list[agent_pb2.HostReport] = []
+        self._advances: dict[_Place, list[_Advanced]] = {}
+        #: About how many bytes it takes.
+        self.size = 0
+
+    def add(self, reporter: Reporter, *, full: bool) -> bool:
+        """Add what a host has to tell; did it have anything?"""
+        advance = None if full else reporter.advance()
+        if advance is not None:
+            place, advanced = advance
+            self._advances.setdefault(place, []).append(advanced)
+            self.size += len(advanced[0]) + _NUMBERS_BYTES
+            return True
+        report = reporter.report(full=full)
+        if report is None:
+            return False
+        self._hosts.append(report)
+        self.size += report.ByteSize()
+        return True
+
+    def message(self, clock_id: str, sent_unix_ns: int) -> agent_pb2.Report:
+        message = agent_pb2.Report(hosts=self._hosts, clock_id=clock_id, sent_unix_ns=sent_unix_ns)
+        for (id_, mark, digest, lease_s, address), advanced in self._advances.items():
+            advance = message.advances.add(
+                stream=str(id_), lease_s=lease_s, inspection_address=address
+            )
+            advance.epoch, advance.sequence = mark
+            if digest is not None:
+                advance.digest = digests.to_bytes(digest)
+            hosts, incarnations, numbers, applied_ns = zip(*advanced, strict=True)
+            advance.hosts.extend(hosts)
+            advance.incarnations.extend(incarnations)
+            advance.numbers.extend(numbers)
+            advance.applied_unix_ns.extend(applied_ns)
+        return message
+
 
 def _is_told(stream: Stream) -> bool:
     """Is anything of it applied, and is it still followed?"""
@@ -98,9 +164,15 @@ def _tell(stream: Stream, report: agent_pb2.StreamReport) -> None:
     if when:
         report.revoked_epoch, report.revoked_sequence = mark
         report.revoked_unix_ns = when
+    digest = _digest(stream)
+    if digest is not None:
+        report.digest = digests.to_bytes(digest)
+
+
+def _digest(stream: Stream) -> int | None:
+    """Of what is held of a stream, if that can be told (law 3)."""
     live = stream.live
-    if not stream.counting and stream.watermark == live.mark:
-        report.digest = digests.to_bytes(live.digest)
+    return None if stream.counting or stream.watermark != live.mark else live.digest
 
 
 def position(stream: Stream) -> agent_pb2.StreamReport | None:

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from goalstate.dpm.reminders import Reminders
 from goalstate.gs import digest as digests
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import alone, rows
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 
@@ -178,6 +179,13 @@ class Wait:
         return self.concerned - len(self.missing) >= _needed(self.quorum, self.concerned)
 
 
+def _lease_ns(lease_s: float) -> int:
+    """Raises ValueError where it is none."""
+    if not 0 <= lease_s <= MAX_LEASE_S:
+        raise ValueError(f"a lease of {lease_s:g} s is none")
+    return int(lease_s * 1e9)
+
+
 def _needed(quorum: float, hosts: int) -> int:
     # A share of a host is the whole host; the correction is for 0.1 * 30 being above 3.
     return max(math.ceil(quorum * hosts - 1e-9), min(hosts, 1))
@@ -248,8 +256,7 @@ class Convergence:
             for e in report.exceptions
         ]
         dropped = [StreamId.parse(name) for name in report.dropped]
-        if not 0 <= report.lease_s <= MAX_LEASE_S:
-            raise ValueError(f"a lease of {report.lease_s:g} s is none")
+        lease_ns = _lease_ns(report.lease_s)
         self.hosts[report.host] = view
         lost = report.number != view.number + 1  # and with it, perhaps, that a stream was dropped
         if report.full or lost or report.incarnation != view.incarnation:
@@ -275,13 +282,66 @@ class Convergence:
                 self.reminders.lags(stream, head, steady_ns)
         view.exceptions = exceptions + [found for _, found in view.drifted.values()]
         view.incarnation, view.number = report.incarnation, report.number
-        view.lease_until_ns = steady_ns + int(report.lease_s * 1e9)
+        view.lease_until_ns = steady_ns + lease_ns
         view.reported_ns = steady_ns
         view.inspection_address = report.inspection_address
         view.same_clock = same_clock
-        moved = {w for w in self._waits.get(report.host, ()) if self._settle(w, report.host)}
+        return self._settled(report.host)
+
+    def advance(
+        self,
+        advance: agent_pb2.Advance,
+        now_ns: int,
+        same_clock: bool = True,
+        steady_ns: int | None = None,
+    ) -> set[Wait]:
+        """Take in that hosts got further on one stream: the same as a report of each of them, at
+        a fraction of its cost. Arguments and ValueError as of `report`; then nothing is taken in.
+        """
+        steady_ns = now_ns if steady_ns is None else steady_ns
+        stream, mark = StreamId.parse(advance.stream), Mark(advance.epoch, advance.sequence)
+        hosts = rows(advance)
+        lease_until_ns = steady_ns + _lease_ns(advance.lease_s)
+        address, digest = advance.inspection_address, advance.digest
+        expected: bytes | None = None
+        if digest and not stream.kind.for_hosts and advance.hosts:
+            known = self._digest_at(advance.hosts[0], stream, mark)
+            expected = None if known is None else digests.to_bytes(known)
+        head = self._head(stream)
+        behind = mark < head
+        moved: set[Wait] = set()
+        for host, incarnation, number, applied_ns in hosts:
+            view = self.hosts.get(host)
+            if (
+                view is None
+                or view.incarnation != incarnation
+                or view.number + 1 != number
+                or view.exceptions
+            ):
+                report = alone(advance, host, incarnation, number, applied_ns)
+                moved |= self.report(report, now_ns, same_clock, steady_ns)
+                continue
+            view.applied[stream] = (mark, applied_ns if same_clock else now_ns)
+            if digest and digest != expected:
+                self._compare(host, view, stream, mark, digest)
+                view.exceptions = [found for _, found in view.drifted.values()]
+            if behind and self._follows(host, stream):
+                self.reminders.lags(stream, head, steady_ns)
+                behind = False  # one of them says it for all
+            view.number = number
+            view.lease_until_ns = lease_until_ns
+            view.reported_ns = steady_ns
+            view.inspection_address = address
+            view.same_clock = same_clock
+            if host in self._waits:
+                moved |= self._settled(host)
+        return moved
+
+    def _settled(self, host: str) -> set[Wait]:
+        """The waits that what a host reported has moved."""
+        moved = {w for w in self._waits.get(host, ()) if self._settle(w, host)}
         for wait in moved:
-            self._forget(wait, report.host)
+            self._forget(wait, host)
         return moved
 
     def _compare(

@@ -68,4 +68,11 @@ class Reports:
             except ValueError as error:
                 log.warning("bad report", host=host.host, error=str(error))
                 self._metrics.reports.labels(result="bad").inc()
+        for advance in report.advances:
+            try:
+                moved |= self._convergence.advance(advance, now, same_clock, steady)
+                self._metrics.reports.labels(result="taken").inc(len(advance.hosts))
+            except ValueError as error:
+                log.warning("bad report", hosts=len(advance.hosts), error=str(error))
+                self._metrics.reports.labels(result="bad").inc(len(advance.hosts))
         self._taken(moved)

@@ -24,10 +24,11 @@ class StreamKind(StrEnum):
     INBOX = "inbox"
     PUSHED = "pushed"
 
-    @property
-    def for_hosts(self) -> bool:
-        """Is what it carries for single hosts? Then each has a digest of its own."""
-        return self in (StreamKind.INBOX, StreamKind.PUSHED)
+    #: Is what it carries for single hosts? Then each has a digest of its own.
+    for_hosts: bool
+
+    def __init__(self, value: str) -> None:
+        self.for_hosts = value in ("inbox", "pushed")
 
 
 class Channel(IntEnum):

@@ -16,7 +16,7 @@ from goalstate.agent.actions import Action, Follow, Program, Unfollow
 from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.follows import SessionReader
-from goalstate.agent.reports import Reporter
+from goalstate.agent.reports import Batch, Reporter
 from goalstate.bus.base import LATEST, Message
 from goalstate.bus.errors import PositionGone
 from goalstate.bus.memory import Faults, MemoryBroker, MemoryReader
@@ -279,15 +279,17 @@ class World:
 
     def report(self, *, full: bool = False) -> None:
         """Let every host report what it has to."""
-        reports = [host.reporter.report(full=full) for host in self.hosts.values()]
-        told = [report for report in reports if report is not None]
-        if told:
-            message = agent_pb2.Report(hosts=told, clock_id="world", sent_unix_ns=self.now_ns)
+        batch = Batch()
+        if any([batch.add(host.reporter, full=full) for host in self.hosts.values()]):
+            message = batch.message("world", self.now_ns)
             self.broker.publish(self.topics.reports(0), message.SerializeToString())
 
     def _on_report(self, message: Message) -> None:
-        for host in agent_pb2.Report.FromString(message.payload).hosts:
+        report = agent_pb2.Report.FromString(message.payload)
+        for host in report.hosts:
             self.convergence.report(host, self.now_ns)
+        for advance in report.advances:
+            self.convergence.advance(advance, self.now_ns)
 
     # --- what is ---
 

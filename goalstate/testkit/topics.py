@@ -18,6 +18,7 @@ from goalstate.gs.envelope import Envelope
 from goalstate.gs.errors import EnvelopeError, MessageError
 from goalstate.gs.pb.alcor.schema import goalstate_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import host_reports
 from goalstate.gs.versions import decode
 from goalstate.testkit.errors import BadMessage, hide
 from goalstate.testkit.laws import Log
@@ -110,12 +111,12 @@ class TopicReader:
             topic = topics.reports(shard)
             for number, message in enumerate(self.raw(topic), 1):
                 try:
-                    report = agent_pb2.Report.FromString(message.payload)
-                except DecodeError as error:
+                    told = list(host_reports(agent_pb2.Report.FromString(message.payload)))
+                except (DecodeError, ValueError) as error:
                     raise BadMessage(
                         f"message {number} on {topic} is no goalstate.agent.v1.Report: {error}"
                     ) from None
-                found += [one for one in report.hosts if host in ("", one.host)]
+                found += [one for one in told if host in ("", one.host)]
         return sorted(found, key=lambda one: (one.host, one.incarnation, one.number))
 
     def await_report(

@@ -16,6 +16,7 @@ from goalstate.agent.state_file import StateFile
 from goalstate.bus.base import LATEST, Message, Sink
 from goalstate.bus.memory import MemoryBroker, MemoryBus
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import host_reports
 from goalstate.gs.streams import StreamId
 from tests.agent.rig import TOPICS, Sent
 
@@ -45,7 +46,7 @@ class FleetRig:
     def _reported(self, message: Message) -> None:
         report = agent_pb2.Report.FromString(message.payload)
         self.reports.append(report)
-        for host in report.hosts:
+        for host in host_reports(report):
             self.hosts[host.host] = host
 
     def put(self, sent: Sent) -> None:
@@ -93,7 +94,7 @@ class FleetRig:
     def told(self, host: str, stream: str) -> tuple[int, int]:
         """The watermark that a host's reports told last."""
         for report in reversed(self.reports):
-            for one in report.hosts:
+            for one in host_reports(report):
                 if one.host == host:
                     for position in one.streams:
                         if position.stream == stream:

@@ -9,7 +9,7 @@ from goalstate.agent.actions import Action, Follow, Program, ReadBack, Refusal, 
 from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.dataplanes import MemoryDataPlane
-from goalstate.agent.reports import Reporter
+from goalstate.agent.reports import Batch, Reporter
 from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state import Journal, StoredStream
 from goalstate.agent.stream import Fault
@@ -22,6 +22,7 @@ from goalstate.gs.envelope import CheckpointPlace, Envelope, MessageKind, to_pro
 from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.alcor.schema import goalstate_pb2, resources_pb2
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import host_reports
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import ORIGIN, Mark, StreamId, StreamKind, inbox_stream, vpc_stream
 from goalstate.gs.topics import Topics
@@ -469,7 +470,12 @@ class Rig:
         return self.core.dead_letters(limit)
 
     def report(self, *, full: bool = False) -> agent_pb2.HostReport | None:
-        return self.reporter.report(full=full)
+        """What the host tells, as its publisher reads it."""
+        batch = Batch()
+        if not batch.add(self.reporter, full=full):
+            return None
+        (report,) = host_reports(batch.message("clock-1", 1))
+        return report
 
 
 def _status(fault: Fault) -> str:

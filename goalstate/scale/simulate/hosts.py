@@ -15,11 +15,12 @@ from goalstate.agent.beginning import beginning, is_sought
 from goalstate.agent.checkpoint_readers import STALL_S
 from goalstate.agent.core import HostCore, HostSettings
 from goalstate.agent.follows import SessionReader
-from goalstate.agent.reports import Reporter
+from goalstate.agent.reports import Batch, Reporter
 from goalstate.bus.base import Message, Sink
 from goalstate.bus.errors import BrokerUnreachable, PositionGone
 from goalstate.bus.memory import MemoryBroker, MemoryReader
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import host_reports
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import StreamId, inbox_stream
 from goalstate.gs.topics import Topics, is_session
@@ -294,13 +295,13 @@ class Agent:
     def _send(self) -> None:
         self._report = None
         around = self._around
-        report = self._reporter.report(full=self._full)
-        if report is None:
+        batch = Batch()
+        if not batch.add(self._reporter, full=self._full):
             return
         self._full = False
-        now = around.timeline.now_ns
-        around.told(self, report)
-        message = agent_pb2.Report(hosts=[report], clock_id="hosts", sent_unix_ns=now)
+        message = batch.message("hosts", around.timeline.now_ns)
+        for report in host_reports(message):
+            around.told(self, report)
         try:
             around.broker.publish(
                 around.topics.reports(0), message.SerializeToString(), sender=self.host

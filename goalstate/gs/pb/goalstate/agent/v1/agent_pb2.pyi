@@ -31,25 +31,87 @@ class Report(_message.Message):
     HOSTS_FIELD_NUMBER: _builtins.int
     CLOCK_ID_FIELD_NUMBER: _builtins.int
     SENT_UNIX_NS_FIELD_NUMBER: _builtins.int
+    ADVANCES_FIELD_NUMBER: _builtins.int
     clock_id: _builtins.str
     """Identity of the clock that stamped it: two messages with the same id share one clock."""
     sent_unix_ns: _builtins.int
     @_builtins.property
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostReport]: ...
+    @_builtins.property
+    def advances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Advance]:
+        """Of hosts that are not in `hosts`."""
+
     def __init__(
         self,
         *,
         hosts: _abc.Iterable[Global___HostReport] | None = ...,
         clock_id: _builtins.str = ...,
         sent_unix_ns: _builtins.int = ...,
+        advances: _abc.Iterable[Global___Advance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_id", b"clock_id", "hosts", b"hosts", "sent_unix_ns", b"sent_unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advances", b"advances", "clock_id", b"clock_id", "hosts", b"hosts", "sent_unix_ns", b"sent_unix_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class Advance(_message.Message):
+    """Hosts that got to the same place of one stream, and have nothing else to tell: of each, this stands
+    for a HostReport with that one stream, and without exceptions, revocations or streams dropped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    LEASE_S_FIELD_NUMBER: _builtins.int
+    INSPECTION_ADDRESS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    INCARNATIONS_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    APPLIED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    epoch: _builtins.int
+    sequence: _builtins.int
+    digest: _builtins.bytes
+    lease_s: _builtins.float
+    inspection_address: _builtins.str
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One for each host, in the same order."""
+
+    @_builtins.property
+    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def applied_unix_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        lease_s: _builtins.float = ...,
+        inspection_address: _builtins.str = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+        applied_unix_ns: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digest", b"digest", "epoch", b"epoch", "hosts", b"hosts", "incarnations", b"incarnations", "inspection_address", b"inspection_address", "lease_s", b"lease_s", "numbers", b"numbers", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Advance: _TypeAlias = Advance  # noqa: Y015
 
 @_typing.final
 class HostReport(_message.Message):
