@@ -389,14 +389,15 @@ class Convergence:
     ) -> Wait:
         """Begin to wait; to be given back with `end`. Raises ValueError for a bad quorum.
 
+        Whoever has it already is found by `progress`.
+
         `revocations`: where on its streams that is which takes a permission away.
         """
         if not 0 < quorum <= 1:
             raise ValueError(f"quorum {quorum:g} is not above 0 and at most 1")
         wait = Wait(requirements, accepted_ns, quorum, revocations)
-        for host in list(wait.missing):
-            if not self._settle(wait, host):
-                self._waits.setdefault(host, set()).add(wait)
+        for host in wait.missing:
+            self._waits.setdefault(host, set()).add(wait)
         return wait
 
     def end(self, wait: Wait) -> None:
@@ -440,16 +441,21 @@ class Convergence:
         """Take the host off the missing ones if it has applied everything, or follows nothing of
         it any more: then it is not concerned."""
         view = self.hosts.get(host)
-        wants = [want for want in wait.missing[host] if self._follows(host, want[0])]
+        wants: list[StreamId] = []
         applied_at = 0
-        for stream, mark in wants:
+        for stream, mark in wait.missing[host]:
+            if not self._follows(host, stream):
+                continue
             at, when = view.applied.get(stream, (ORIGIN, 0)) if view is not None else (ORIGIN, 0)
             if view is None or at < mark:
                 return False
+            wants.append(stream)
             applied_at = max(applied_at, when)
             if at > self._head(stream):
                 return False  # nobody published what it says that it has
-            if any(e.stream == stream and e.mark <= mark for e in view.exceptions):
+            if view.exceptions and any(
+                e.stream == stream and e.mark <= mark for e in view.exceptions
+            ):
                 return False
         del wait.missing[host]
         if view is None or not wants:
@@ -460,7 +466,7 @@ class Convergence:
             wait.same_clock = wait.same_clock and view.same_clock
         if wait.revocations:
             revoked_at = 0
-            for stream, _ in wants:
+            for stream in wants:
                 revoked = wait.revocations.get(stream)
                 at, when, _ = view.revoked.get(stream, _NEVER)
                 if revoked is not None and at >= revoked:
