@@ -11,6 +11,7 @@ import pulsar
 import uvloop
 
 from bench.alone import alone
+from bench.machine import cpu_s
 from bench.report import Goal, Section, Table
 from bench.samples import Samples, written
 from bench.system import Brokers, Progress
@@ -25,15 +26,23 @@ from goalstate.gs.topics import Topics
 from goalstate.scale.generate import Region
 
 METHOD = """\
-{readers} readers of one topic in one process, through the bus of the agents; {rounds} messages,
-one at a time, each sent once all readers have the one before. A message is what one port more is
-on the stream of its VPC. "last" is from the send until the last reader's callback; the processor
-time is of the readers' process, with all of its threads, and by each delivery. The rows take
-turns. ZSTD with a property of Pulsar for each field of the envelope is how goalstate sent before;
-LZ4 with one property for all is how it sends now. Where the time goes then (perf, one process of
-400 readers): with ZSTD a third is in setting up and freeing its state of 160 KB, which a message
-of some hundred bytes does not need; properties are parsed, copied and freed one by one; the rest
-is the client's own parsing, two changes of thread for a delivery, and Python."""
+{readers} readers of one topic in one process, through the bus of the agents; {rounds} messages, one
+at a time, each sent once all readers have the one before. A message is what one port more is on the
+stream of its VPC. From the send: `stored` until the broker confirms it, `first` and `last` until
+the first and the last reader's callback. Processor time is by each delivery: of the readers'
+process with all of its threads, and of the broker's. The rows take turns. ZSTD with a property of
+Pulsar for each field of the envelope is how goalstate sent before; LZ4 with one property for all is
+how it sends now. Where the time goes then (perf, one process of 400 readers): with ZSTD a third is
+in setting up and freeing its state of 160 KB, which a message of some hundred bytes does not need;
+properties are parsed, copied and freed one by one; the rest is the client's own parsing, two
+changes of thread for a delivery, and Python.
+
+What is left cannot be halved here. Until the first reader has it, the time is the broker's: the
+journal, then the turns of its threads. After that both cores are busy until the last one has it, so
+that it takes about half of what both processes use of a processor for all readers. The broker's
+part is that of any client (a ledger cursor and a frame for each reader); of settings, dispatch
+without the subscription's thread and another garbage collector made no difference, nor did more
+connections. In a region readers are on hosts of their own, and only the broker's part adds up."""
 #: Name, compression, and whether all properties are one.
 _WAYS = (
     ("ZSTD, a property for each field (before)", pulsar.CompressionType.ZSTD, False),
@@ -50,20 +59,35 @@ GOAL_HALF = 0.5
 
 
 class _Way(NamedTuple):
-    """Of each message, ms until its last reader had it; µs of processor time by delivery."""
+    """Of each message, ms until it was stored, and until its first and its last reader had it; µs
+    of processor time by delivery, of the readers and of the broker."""
 
+    stored_ms: list[float]
+    first_ms: list[float]
     last_ms: list[float]
     cpu_us: float
+    broker_us: float
 
 
 def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
     readers, rounds = QUICK if quick else FULL
     progress(f"receive: {readers:,} readers, {len(_WAYS)} ways to send")
-    ways = alone(_receive, brokers.get().url, readers, rounds)
+    broker = brokers.get()
+    ways = alone(_receive, broker.url, broker.pids, readers, rounds)
     rows = []
     for (name, *_), way in zip(_WAYS, ways, strict=True):
         last = Samples.of(way.last_ms)
-        rows.append((name, written(way.cpu_us), written(last.median), written(last.p99)))
+        rows.append(
+            (
+                name,
+                written(way.cpu_us),
+                written(way.broker_us) if broker.pids else "–",
+                written(Samples.of(way.stored_ms).median),
+                written(Samples.of(way.first_ms).median),
+                written(last.median),
+                written(last.p99),
+            )
+        )
     before, now = ways[0], ways[-2]
     goals = [
         Goal(
@@ -81,7 +105,15 @@ def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:
             at_size=not quick,
         ),
     ]
-    columns = ("sent as", "CPU µs a delivery#", "last ms, median#", "last ms, p99#")
+    columns = (
+        "sent as",
+        "readers' CPU µs a delivery#",
+        "broker's#",
+        "stored ms#",
+        "first ms#",
+        "last ms#",
+        "last ms, p99#",
+    )
     return Section(
         "receive",
         "One small change to many: what it takes to receive it",
@@ -111,15 +143,16 @@ def messages() -> Iterator[tuple[bytes, dict[str, str]]]:
                 yield payload, envelopes.to_properties(envelope)
 
 
-def _receive(url: str, readers: int, rounds: int) -> list[_Way]:
-    return uvloop.run(_rounds(url, readers, rounds))
+def _receive(url: str, broker: tuple[int, ...], readers: int, rounds: int) -> list[_Way]:
+    return uvloop.run(_rounds(url, broker, readers, rounds))
 
 
-async def _rounds(url: str, readers: int, rounds: int) -> list[_Way]:
+async def _rounds(url: str, broker: tuple[int, ...], readers: int, rounds: int) -> list[_Way]:
     bus = await PulsarBus.connect(url)
     sending = pulsar.Client(url, logger=pulsar.FileLogger(pulsar.LoggerLevel.Error, "/dev/null"))
-    ways = [_Way([], 0.0) for _ in _WAYS]
-    spent = [0.0] * len(_WAYS)
+    ways = [_Way([], [], [], 0.0, 0.0) for _ in _WAYS]
+    spent, spent_there = [0.0] * len(_WAYS), [0.0] * len(_WAYS)
+    stored: list[float] = []
     arrived: list[float] = []
     complete = asyncio.Event()
 
@@ -142,19 +175,25 @@ async def _rounds(url: str, readers: int, rounds: int) -> list[_Way]:
         for place, (_, _, one) in enumerate(_WAYS):
             arrived.clear()
             complete.clear()
+            stored.clear()
+            there = sum(map(cpu_s, broker))
             cpu, sent = time.process_time(), time.perf_counter()
             producers[place].send_async(
-                payload, lambda result, position: None,
+                payload, lambda result, position: stored.append(time.perf_counter()),
                 properties=packed(properties) if one else properties,
             )  # fmt: skip
             async with asyncio.timeout(_DELIVERY_S):
                 await complete.wait()
             if number >= _WARM_UP:
-                ways[place].last_ms.append(1000 * (arrived[-1] - sent))
                 spent[place] += time.process_time() - cpu
+                spent_there[place] += sum(map(cpu_s, broker)) - there
+                ways[place].stored_ms.append(1000 * (min(stored, default=arrived[-1]) - sent))
+                ways[place].first_ms.append(1000 * (arrived[0] - sent))
+                ways[place].last_ms.append(1000 * (arrived[-1] - sent))
     await asyncio.to_thread(sending.close)
     await bus.close()
+    by_delivery = 1e6 / (readers * rounds)
     return [
-        way._replace(cpu_us=1e6 * of / (readers * rounds))
-        for way, of in zip(ways, spent, strict=True)
+        way._replace(cpu_us=here * by_delivery, broker_us=there * by_delivery)
+        for way, here, there in zip(ways, spent, spent_there, strict=True)
     ]

@@ -8,13 +8,14 @@ Laws:
 2.  A stream of which nothing is applied yet is told as well: the publisher sees that it should be.
 3.  A digest is told only where the watermark is at what is held: before that it would be the digest
     of another place in the stream than the one reported.
-4.  In one message, hosts that got to the same place of one stream, and have nothing else to tell,
-    share one entry (`Batch`): with many hosts in one process that is most of what is told.
+4.  In one message, hosts that got to the same places of the same streams, and have nothing else to
+    tell, share one entry (`Batch`): with many hosts in one process that is most of what is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from goalstate.agent.core import HostCore
 from goalstate.agent.stream import Fault, Stream
@@ -26,8 +27,9 @@ from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.versions import FORMAT_V2
 
 MAX_EXCEPTIONS = 1000
-#: What incarnation, number and time of a host take in an entry that it shares, in bytes.
-_NUMBERS_BYTES = 20
+#: What a host takes in an entry that it shares, and each of the places there, in bytes.
+_ROW_BYTES = 12
+_PLACE_BYTES = 26
 #: Format versions that an agent reads on streams.
 READS = (FORMAT_V2,)
 
@@ -87,26 +89,37 @@ class Reporter:
         core.news.told()
         return report
 
-    def advance(self) -> tuple[_Place, _Advanced] | None:
-        """What is to be told now, if that is no more than how far one stream is applied."""
+    def advance(self) -> tuple[_Places, _Row] | None:
+        """What is to be told now, if that is no more than how far streams are applied."""
         core = self._core
         news = core.news
-        if len(news.streams) != 1 or news.dropped or news.exceptions or news.revoked:
+        if not news.streams or news.dropped or news.exceptions or news.revoked:
             return None
-        (id_,) = news.streams
-        stream = core.streams.get(id_)
-        if stream is None or stream.leaving or core.has_exceptions:
+        told = [core.streams.get(id_) for id_ in news.streams]
+        if core.has_exceptions or not all(told):
+            return None
+        streams = [stream for stream in told if stream is not None and not stream.leaving]
+        if len(streams) != len(told):
             return None
         self._number += 1
         news.told()
-        place = (id_, stream.watermark, _digest(stream), self._lease_s, self._inspection_address)
-        return place, (core.host, self._incarnation, self._number, stream.applied_ns)
+        places = tuple([(stream.id, stream.watermark) for stream in streams])
+        return (
+            (places, self._lease_s, self._inspection_address),
+            (
+                core.host,
+                self._incarnation,
+                self._number,
+                [stream.applied_ns for stream in streams],
+                [_digest(stream) for stream in streams],
+            ),
+        )
 
 
-#: Stream, watermark, digest, seconds of the lease, inspection address.
-_Place = tuple[StreamId, Mark, int | None, float, str]
-#: Host, incarnation, number of the report, when the watermark got to its place.
-_Advanced = tuple[str, int, int, int]
+#: How far which streams are applied; seconds of the lease, inspection address.
+_Places = tuple[tuple[tuple[StreamId, Mark], ...], float, str]
+#: Host, incarnation, number of the report; of each stream, when it got there, and its digest.
+_Row = tuple[str, int, int, list[int], list[bytes]]
 
 
 class Batch:
@@ -114,7 +127,7 @@ class Batch:
 
     def __init__(self) -> None:
         self._hosts: list[agent_pb2.HostReport] = []
-        self._advances: dict[_Place, list[_Advanced]] = {}
+        self._advances: dict[_Places, list[_Row]] = {}
         #: About how many bytes it takes.
         self.size = 0
 
@@ -122,9 +135,9 @@ class Batch:
         """Add what a host has to tell; did it have anything?"""
         advance = None if full else reporter.advance()
         if advance is not None:
-            place, advanced = advance
-            self._advances.setdefault(place, []).append(advanced)
-            self.size += len(advanced[0]) + _NUMBERS_BYTES
+            places, row = advance
+            self._advances.setdefault(places, []).append(row)
+            self.size += len(row[0]) + _ROW_BYTES + _PLACE_BYTES * len(row[3])
             return True
         report = reporter.report(full=full)
         if report is None:
@@ -135,18 +148,16 @@ class Batch:
 
     def message(self, clock_id: str, sent_unix_ns: int) -> agent_pb2.Report:
         message = agent_pb2.Report(hosts=self._hosts, clock_id=clock_id, sent_unix_ns=sent_unix_ns)
-        for (id_, mark, digest, lease_s, address), advanced in self._advances.items():
-            advance = message.advances.add(
-                stream=str(id_), lease_s=lease_s, inspection_address=address
-            )
-            advance.epoch, advance.sequence = mark
-            if digest is not None:
-                advance.digest = digests.to_bytes(digest)
-            hosts, incarnations, numbers, applied_ns = zip(*advanced, strict=True)
+        for (places, lease_s, address), rows in self._advances.items():
+            advance = message.advances.add(lease_s=lease_s, inspection_address=address)
+            for id_, (epoch, sequence) in places:
+                advance.places.add(stream=str(id_), epoch=epoch, sequence=sequence)
+            hosts, incarnations, numbers, applied_ns, digests_ = zip(*rows, strict=True)
             advance.hosts.extend(hosts)
             advance.incarnations.extend(incarnations)
             advance.numbers.extend(numbers)
-            advance.applied_unix_ns.extend(applied_ns)
+            advance.applied_unix_ns.extend(chain.from_iterable(applied_ns))
+            advance.digests.extend(chain.from_iterable(digests_))
         return message
 
 
@@ -164,15 +175,15 @@ def _tell(stream: Stream, report: agent_pb2.StreamReport) -> None:
     if when:
         report.revoked_epoch, report.revoked_sequence = mark
         report.revoked_unix_ns = when
-    digest = _digest(stream)
-    if digest is not None:
-        report.digest = digests.to_bytes(digest)
+    report.digest = _digest(stream)
 
 
-def _digest(stream: Stream) -> int | None:
-    """Of what is held of a stream, if that can be told (law 3)."""
+def _digest(stream: Stream) -> bytes:
+    """Of what is held of a stream; empty if that cannot be told (law 3)."""
     live = stream.live
-    return None if stream.counting or stream.watermark != live.mark else live.digest
+    if stream.counting or stream.watermark != live.mark:
+        return b""
+    return digests.to_bytes(live.digest)
 
 
 def position(stream: Stream) -> agent_pb2.StreamReport | None:

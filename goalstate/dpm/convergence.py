@@ -295,22 +295,21 @@ class Convergence:
         same_clock: bool = True,
         steady_ns: int | None = None,
     ) -> set[Wait]:
-        """Take in that hosts got further on one stream: the same as a report of each of them, at
-        a fraction of its cost. Arguments and ValueError as of `report`; then nothing is taken in.
+        """Take in that hosts got further: the same as a report of each of them, at a fraction of
+        its cost. Arguments and ValueError as of `report`; then nothing is taken in.
         """
         steady_ns = now_ns if steady_ns is None else steady_ns
-        stream, mark = StreamId.parse(advance.stream), Mark(advance.epoch, advance.sequence)
         hosts = rows(advance)
+        places = [
+            (StreamId.parse(place.stream), Mark(place.epoch, place.sequence))
+            for place in advance.places
+        ]
         lease_until_ns = steady_ns + _lease_ns(advance.lease_s)
-        address, digest = advance.inspection_address, advance.digest
-        expected: bytes | None = None
-        if digest and not stream.kind.for_hosts and advance.hosts:
-            known = self._digest_at(advance.hosts[0], stream, mark)
-            expected = None if known is None else digests.to_bytes(known)
-        head = self._head(stream)
-        behind = mark < head
+        expected = [self._digest_of_all(*place) for place in places]
+        heads = [self._head(stream) for stream, _ in places]
         moved: set[Wait] = set()
-        for host, incarnation, number, applied_ns in hosts:
+        for row in hosts:
+            host, incarnation, number, applied_ns, told = row
             view = self.hosts.get(host)
             if (
                 view is None
@@ -318,24 +317,31 @@ class Convergence:
                 or view.number + 1 != number
                 or view.exceptions
             ):
-                report = alone(advance, host, incarnation, number, applied_ns)
-                moved |= self.report(report, now_ns, same_clock, steady_ns)
+                moved |= self.report(alone(advance, row), now_ns, same_clock, steady_ns)
                 continue
-            view.applied[stream] = (mark, applied_ns if same_clock else now_ns)
-            if digest and digest != expected:
-                self._compare(host, view, stream, mark, digest)
+            for (stream, mark), when, digest, known, head in zip(
+                places, applied_ns, told, expected, heads, strict=True
+            ):
+                view.applied[stream] = (mark, when if same_clock else now_ns)
+                if digest and digest != known:
+                    self._compare(host, view, stream, mark, digest)
+                if mark < head and self._follows(host, stream):
+                    self.reminders.lags(stream, head, steady_ns)
+            if view.drifted:
                 view.exceptions = [found for _, found in view.drifted.values()]
-            if behind and self._follows(host, stream):
-                self.reminders.lags(stream, head, steady_ns)
-                behind = False  # one of them says it for all
             view.number = number
             view.lease_until_ns = lease_until_ns
             view.reported_ns = steady_ns
-            view.inspection_address = address
+            view.inspection_address = advance.inspection_address
             view.same_clock = same_clock
             if host in self._waits:
                 moved |= self._settled(host)
         return moved
+
+    def _digest_of_all(self, stream: StreamId, mark: Mark) -> bytes | None:
+        """Of what each host is to hold of a stream; None: not known, or not the same for all."""
+        known = None if stream.kind.for_hosts else self._digest_at("", stream, mark)
+        return None if known is None else digests.to_bytes(known)
 
     def _settled(self, host: str) -> set[Wait]:
         """The waits that what a host reported has moved."""

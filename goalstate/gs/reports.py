@@ -11,24 +11,34 @@ def host_reports(report: agent_pb2.Report) -> Iterator[agent_pb2.HostReport]:
     """What each host says. Raises ValueError where an entry shared by several is not whole."""
     yield from report.hosts
     for advance in report.advances:
-        for host, incarnation, number, applied_ns in rows(advance):
-            yield alone(advance, host, incarnation, number, applied_ns)
+        for row in rows(advance):
+            yield alone(advance, row)
 
 
-def rows(advance: agent_pb2.Advance) -> Iterator[tuple[str, int, int, int]]:
-    """Of each host: its name, incarnation, number of the report, when it got there. Raises
-    ValueError where these are not equally many."""
-    columns = (advance.hosts, advance.incarnations, advance.numbers, advance.applied_unix_ns)
-    lengths = [len(column) for column in columns]
-    if len(set(lengths)) != 1:
-        raise ValueError(f"an entry for hosts of {lengths} rows")
-    return zip(*columns, strict=True)
+#: Host, incarnation, number of the report; of each place, when the host got there, and its digest.
+Row = tuple[str, int, int, tuple[int, ...], tuple[bytes, ...]]
 
 
-def alone(
-    advance: agent_pb2.Advance, host: str, incarnation: int, number: int, applied_ns: int
-) -> agent_pb2.HostReport:
+def rows(advance: agent_pb2.Advance) -> Iterator[Row]:
+    """Of each host what it says. Raises ValueError where the columns do not fit each other."""
+    hosts, places = len(advance.hosts), len(advance.places)
+    found = [len(advance.incarnations), len(advance.numbers)]
+    found += [len(advance.applied_unix_ns), len(advance.digests)]
+    if found != [hosts, hosts, hosts * places, hosts * places] or not places:
+        raise ValueError(f"an entry of {hosts} hosts and {places} places has columns of {found}")
+    return zip(
+        advance.hosts,
+        advance.incarnations,
+        advance.numbers,
+        zip(*[iter(advance.applied_unix_ns)] * places, strict=True),
+        zip(*[iter(advance.digests)] * places, strict=True),
+        strict=True,
+    )
+
+
+def alone(advance: agent_pb2.Advance, row: Row) -> agent_pb2.HostReport:
     """The report of one of the hosts that share an entry."""
+    host, incarnation, number, applied_ns, digests = row
     return agent_pb2.HostReport(
         host=host,
         incarnation=incarnation,
@@ -37,11 +47,12 @@ def alone(
         inspection_address=advance.inspection_address,
         streams=[
             agent_pb2.StreamReport(
-                stream=advance.stream,
-                epoch=advance.epoch,
-                sequence=advance.sequence,
-                digest=advance.digest,
-                applied_unix_ns=applied_ns,
+                stream=place.stream,
+                epoch=place.epoch,
+                sequence=place.sequence,
+                digest=digest,
+                applied_unix_ns=when,
             )
+            for place, when, digest in zip(advance.places, applied_ns, digests, strict=True)
         ],
     )

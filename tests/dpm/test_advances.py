@@ -20,33 +20,31 @@ HOSTS = ("a", "b", "c")
 SECOND = 1_000_000_000
 HEAD = Mark(1, 5)
 
-#: Per host: incarnation, number, when it was applied.
-rows = st.dictionaries(
-    st.sampled_from(HOSTS),
-    st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(0, 50)),
+DIGESTS = (b"", *map(digests.to_bytes, (7, 8, 9)))
+
+#: Per host: incarnation and number.
+hosts = st.dictionaries(
+    st.sampled_from(HOSTS), st.tuples(st.integers(1, 2), st.integers(1, 4)), max_size=3
 )
+streams = st.lists(st.sampled_from((VPC, INBOX)), min_size=1, max_size=2, unique=True)
 
 
 @st.composite
 def messages(draw: st.DrawFn) -> agent_pb2.Report:
     """A report of single hosts, or an entry that they share."""
-    stream = draw(st.sampled_from((VPC, INBOX)))
-    mark = Mark(1, draw(st.integers(3, 6)))
-    digest = draw(st.sampled_from((b"", digests.to_bytes(7), digests.to_bytes(8))))
-    told = draw(rows)
+    told, at = draw(hosts), draw(streams)
     report = agent_pb2.Report(clock_id=draw(st.sampled_from(("here", "elsewhere"))))
-    report.advances.add(
-        stream=str(stream),
-        epoch=mark.epoch,
-        sequence=mark.sequence,
-        digest=digest,
+    advance = report.advances.add(
         lease_s=draw(st.sampled_from((5, 10))),
         inspection_address=draw(st.sampled_from(("", "h:1"))),
         hosts=list(told),
         incarnations=[row[0] for row in told.values()],
         numbers=[row[1] for row in told.values()],
-        applied_unix_ns=[row[2] for row in told.values()],
+        applied_unix_ns=[draw(st.integers(0, 50)) for _ in range(len(told) * len(at))],
+        digests=[draw(st.sampled_from(DIGESTS)) for _ in range(len(told) * len(at))],
     )
+    for stream in at:
+        advance.places.add(stream=str(stream), epoch=1, sequence=draw(st.integers(3, 6)))
     if draw(st.booleans()):
         alone = agent_pb2.Report(hosts=host_reports(report), clock_id=report.clock_id)
         for host in alone.hosts:
@@ -112,23 +110,38 @@ def unequal(advance: agent_pb2.Advance) -> None:
     advance.numbers.append(2)
 
 
+def too_few(advance: agent_pb2.Advance) -> None:
+    advance.places.add(stream=str(INBOX), epoch=1, sequence=1)
+
+
+def nowhere(advance: agent_pb2.Advance) -> None:
+    for column in (advance.places, advance.applied_unix_ns, advance.digests):
+        del column[:]
+
+
 def endless(advance: agent_pb2.Advance) -> None:
     advance.lease_s = 1e9
 
 
 def nameless(advance: agent_pb2.Advance) -> None:
-    advance.stream = "v"
+    advance.places[0].stream = "v"
 
 
-@pytest.mark.parametrize("spoil", [unequal, endless, nameless])
+@pytest.mark.parametrize("spoil", [unequal, too_few, nowhere, endless, nameless])
 def test_of_an_entry_that_makes_no_sense_nothing_is_taken(
     spoil: Callable[[agent_pb2.Advance], None],
 ) -> None:
     convergence, _ = publisher()
     advance = agent_pb2.Advance(
-        stream=str(VPC), hosts=["a"], incarnations=[1], numbers=[1], applied_unix_ns=[20], lease_s=9
+        hosts=["a"],
+        incarnations=[1],
+        numbers=[1],
+        applied_unix_ns=[20],
+        digests=[b""],
+        lease_s=9,
+        places=[agent_pb2.Advance.Place(stream=str(VPC), epoch=1, sequence=1)],
     )
     spoil(advance)
-    with pytest.raises(ValueError, match=r"rows|lease|names no stream"):
+    with pytest.raises(ValueError, match=r"columns|lease|names no stream"):
         convergence.advance(advance, 100)
     assert not convergence.hosts

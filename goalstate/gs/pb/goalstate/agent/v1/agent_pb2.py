@@ -27,7 +27,7 @@ from goalstate.gs.pb.alcor.schema import goalstate_pb2 as alcor_dot_schema_dot_g
 from goalstate.gs.pb.alcor.schema import resources_pb2 as alcor_dot_schema_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egoalstate/agent/v1/agent.proto\x12\x12goalstate.agent.v1\x1a\x1c\x61lcor/schema/goalstate.proto\x1a\x1c\x61lcor/schema/resources.proto\"\x8e\x01\n\x06Report\x12-\n\x05hosts\x18\x01 \x03(\x0b\x32\x1e.goalstate.agent.v1.HostReport\x12\x10\n\x08\x63lock_id\x18\x02 \x01(\t\x12\x14\n\x0csent_unix_ns\x18\x03 \x01(\x03\x12-\n\x08\x61\x64vances\x18\x04 \x03(\x0b\x32\x1b.goalstate.agent.v1.Advance\"\xc6\x01\n\x07\x41\x64vance\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x1a\n\x12inspection_address\x18\x06 \x01(\t\x12\r\n\x05hosts\x18\x07 \x03(\t\x12\x14\n\x0cincarnations\x18\x08 \x03(\x04\x12\x0f\n\x07numbers\x18\t \x03(\x04\x12\x17\n\x0f\x61pplied_unix_ns\x18\n \x03(\x10\"\x9b\x02\n\nHostReport\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\x31\n\x07streams\x18\x05 \x03(\x0b\x32 .goalstate.agent.v1.StreamReport\x12\x39\n\nexceptions\x18\x06 \x03(\x0b\x32%.goalstate.agent.v1.ResourceException\x12\x0f\n\x07lease_s\x18\x07 \x01(\x01\x12\x1a\n\x12inspection_address\x18\x08 \x01(\t\x12\x0f\n\x07\x64ropped\x18\t \x03(\t\x12\x0f\n\x07\x66ormats\x18\x14 \x03(\r\x12\x0f\n\x07proxied\x18\x15 \x01(\x08\"\xcc\x01\n\x0cStreamReport\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x17\n\x0f\x61pplied_unix_ns\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x15\n\rrevoked_epoch\x18\x06 \x01(\x04\x12\x18\n\x10revoked_sequence\x18\x07 \x01(\x04\x12\x17\n\x0frevoked_unix_ns\x18\x08 \x01(\x03\x12\x18\n\x10\x66ollowed_unix_ns\x18\t \x01(\x03\"\xc3\x02\n\x11ResourceException\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12(\n\x04type\x18\x04 \x01(\x0e\x32\x1a.alcor.schema.ResourceType\x12\n\n\x02id\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12<\n\x06status\x18\x07 \x01(\x0e\x32,.goalstate.agent.v1.ResourceException.Status\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x12\n\nstands_for\x18\n \x01(\r\"A\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07REFUSED\x10\x01\x12\x0b\n\x07PENDING\x10\x02\x12\x0c\n\x08RETRYING\x10\x03\">\n\x0b\x44\x65\x61\x64Letters\x12/\n\x07letters\x18\x01 \x03(\x0b\x32\x1e.goalstate.agent.v1.DeadLetter\"\xfb\x01\n\nDeadLetter\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12(\n\x04type\x18\x05 \x01(\x0e\x32\x1a.alcor.schema.ResourceType\x12\n\n\x02id\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x17\n\x0frefused_unix_ns\x18\n \x01(\x03\x12+\n\x08resource\x18\x0b \x01(\x0b\x32\x19.alcor.schema.GoalStateV2\"\x12\n\x10ListHostsRequest\"@\n\x0eListHostsReply\x12.\n\x05hosts\x18\x01 \x03(\x0b\x32\x1f.goalstate.agent.v1.HostSummary\"\xae\x01\n\x0bHostSummary\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x10\n\x08\x63ounting\x18\x02 \x01(\x08\x12\x11\n\tresources\x18\x03 \x01(\x04\x12\x31\n\x07streams\x18\x04 \x03(\x0b\x32 .goalstate.agent.v1.StreamReport\x12\x39\n\nexceptions\x18\x05 \x03(\x0b\x32%.goalstate.agent.v1.ResourceException\"\x82\x01\n\x11GetAppliedRequest\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12(\n\x04type\x18\x03 \x01(\x0e\x32\x1a.alcor.schema.ResourceType\x12\x13\n\x0b\x66ilter_type\x18\x04 \x01(\x08\x12\x0f\n\x07summary\x18\x05 \x01(\x08\"\xa5\x01\n\x07\x41pplied\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x32\n\x08position\x18\x03 \x01(\x0b\x32 .goalstate.agent.v1.StreamReport\x12(\n\x05state\x18\x04 \x01(\x0b\x32\x19.alcor.schema.GoalStateV2\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\x10\n\x08\x63ounting\x18\x06 \x01(\x08\"\x18\n\x16GetCapabilitiesRequest\"y\n\x14GetCapabilitiesReply\x12\x0f\n\x07\x66ollows\x18\x01 \x01(\x08\x12\x16\n\x0estream_formats\x18\x02 \x03(\r\x12\x14\n\x0cpush_formats\x18\x03 \x03(\r\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x32\xb7\x01\n\nInspection\x12U\n\tListHosts\x12$.goalstate.agent.v1.ListHostsRequest\x1a\".goalstate.agent.v1.ListHostsReply\x12R\n\nGetApplied\x12%.goalstate.agent.v1.GetAppliedRequest\x1a\x1b.goalstate.agent.v1.Applied0\x01\x32w\n\x0c\x43\x61pabilities\x12g\n\x0fGetCapabilities\x12*.goalstate.agent.v1.GetCapabilitiesRequest\x1a(.goalstate.agent.v1.GetCapabilitiesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egoalstate/agent/v1/agent.proto\x12\x12goalstate.agent.v1\x1a\x1c\x61lcor/schema/goalstate.proto\x1a\x1c\x61lcor/schema/resources.proto\"\x8e\x01\n\x06Report\x12-\n\x05hosts\x18\x01 \x03(\x0b\x32\x1e.goalstate.agent.v1.HostReport\x12\x10\n\x08\x63lock_id\x18\x02 \x01(\t\x12\x14\n\x0csent_unix_ns\x18\x03 \x01(\x03\x12-\n\x08\x61\x64vances\x18\x04 \x03(\x0b\x32\x1b.goalstate.agent.v1.Advance\"\x83\x02\n\x07\x41\x64vance\x12\x31\n\x06places\x18\x01 \x03(\x0b\x32!.goalstate.agent.v1.Advance.Place\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\x12\x1a\n\x12inspection_address\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x14\n\x0cincarnations\x18\x05 \x03(\x04\x12\x0f\n\x07numbers\x18\x06 \x03(\x04\x12\x17\n\x0f\x61pplied_unix_ns\x18\x07 \x03(\x10\x12\x0f\n\x07\x64igests\x18\x08 \x03(\x0c\x1a\x38\n\x05Place\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"\x9b\x02\n\nHostReport\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\x31\n\x07streams\x18\x05 \x03(\x0b\x32 .goalstate.agent.v1.StreamReport\x12\x39\n\nexceptions\x18\x06 \x03(\x0b\x32%.goalstate.agent.v1.ResourceException\x12\x0f\n\x07lease_s\x18\x07 \x01(\x01\x12\x1a\n\x12inspection_address\x18\x08 \x01(\t\x12\x0f\n\x07\x64ropped\x18\t \x03(\t\x12\x0f\n\x07\x66ormats\x18\x14 \x03(\r\x12\x0f\n\x07proxied\x18\x15 \x01(\x08\"\xcc\x01\n\x0cStreamReport\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x17\n\x0f\x61pplied_unix_ns\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x15\n\rrevoked_epoch\x18\x06 \x01(\x04\x12\x18\n\x10revoked_sequence\x18\x07 \x01(\x04\x12\x17\n\x0frevoked_unix_ns\x18\x08 \x01(\x03\x12\x18\n\x10\x66ollowed_unix_ns\x18\t \x01(\x03\"\xc3\x02\n\x11ResourceException\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12(\n\x04type\x18\x04 \x01(\x0e\x32\x1a.alcor.schema.ResourceType\x12\n\n\x02id\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12<\n\x06status\x18\x07 \x01(\x0e\x32,.goalstate.agent.v1.ResourceException.Status\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x12\n\nstands_for\x18\n \x01(\r\"A\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07REFUSED\x10\x01\x12\x0b\n\x07PENDING\x10\x02\x12\x0c\n\x08RETRYING\x10\x03\">\n\x0b\x44\x65\x61\x64Letters\x12/\n\x07letters\x18\x01 \x03(\x0b\x32\x1e.goalstate.agent.v1.DeadLetter\"\xfb\x01\n\nDeadLetter\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12(\n\x04type\x18\x05 \x01(\x0e\x32\x1a.alcor.schema.ResourceType\x12\n\n\x02id\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x17\n\x0frefused_unix_ns\x18\n \x01(\x03\x12+\n\x08resource\x18\x0b \x01(\x0b\x32\x19.alcor.schema.GoalStateV2\"\x12\n\x10ListHostsRequest\"@\n\x0eListHostsReply\x12.\n\x05hosts\x18\x01 \x03(\x0b\x32\x1f.goalstate.agent.v1.HostSummary\"\xae\x01\n\x0bHostSummary\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x10\n\x08\x63ounting\x18\x02 \x01(\x08\x12\x11\n\tresources\x18\x03 \x01(\x04\x12\x31\n\x07streams\x18\x04 \x03(\x0b\x32 .goalstate.agent.v1.StreamReport\x12\x39\n\nexceptions\x18\x05 \x03(\x0b\x32%.goalstate.agent.v1.ResourceException\"\x82\x01\n\x11GetAppliedRequest\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12(\n\x04type\x18\x03 \x01(\x0e\x32\x1a.alcor.schema.ResourceType\x12\x13\n\x0b\x66ilter_type\x18\x04 \x01(\x08\x12\x0f\n\x07summary\x18\x05 \x01(\x08\"\xa5\x01\n\x07\x41pplied\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x32\n\x08position\x18\x03 \x01(\x0b\x32 .goalstate.agent.v1.StreamReport\x12(\n\x05state\x18\x04 \x01(\x0b\x32\x19.alcor.schema.GoalStateV2\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\x10\n\x08\x63ounting\x18\x06 \x01(\x08\"\x18\n\x16GetCapabilitiesRequest\"y\n\x14GetCapabilitiesReply\x12\x0f\n\x07\x66ollows\x18\x01 \x01(\x08\x12\x16\n\x0estream_formats\x18\x02 \x03(\r\x12\x14\n\x0cpush_formats\x18\x03 \x03(\r\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x32\xb7\x01\n\nInspection\x12U\n\tListHosts\x12$.goalstate.agent.v1.ListHostsRequest\x1a\".goalstate.agent.v1.ListHostsReply\x12R\n\nGetApplied\x12%.goalstate.agent.v1.GetAppliedRequest\x1a\x1b.goalstate.agent.v1.Applied0\x01\x32w\n\x0c\x43\x61pabilities\x12g\n\x0fGetCapabilities\x12*.goalstate.agent.v1.GetCapabilitiesRequest\x1a(.goalstate.agent.v1.GetCapabilitiesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,35 +37,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORT']._serialized_start=115
   _globals['_REPORT']._serialized_end=257
   _globals['_ADVANCE']._serialized_start=260
-  _globals['_ADVANCE']._serialized_end=458
-  _globals['_HOSTREPORT']._serialized_start=461
-  _globals['_HOSTREPORT']._serialized_end=744
-  _globals['_STREAMREPORT']._serialized_start=747
-  _globals['_STREAMREPORT']._serialized_end=951
-  _globals['_RESOURCEEXCEPTION']._serialized_start=954
-  _globals['_RESOURCEEXCEPTION']._serialized_end=1277
-  _globals['_RESOURCEEXCEPTION_STATUS']._serialized_start=1212
-  _globals['_RESOURCEEXCEPTION_STATUS']._serialized_end=1277
-  _globals['_DEADLETTERS']._serialized_start=1279
-  _globals['_DEADLETTERS']._serialized_end=1341
-  _globals['_DEADLETTER']._serialized_start=1344
-  _globals['_DEADLETTER']._serialized_end=1595
-  _globals['_LISTHOSTSREQUEST']._serialized_start=1597
-  _globals['_LISTHOSTSREQUEST']._serialized_end=1615
-  _globals['_LISTHOSTSREPLY']._serialized_start=1617
-  _globals['_LISTHOSTSREPLY']._serialized_end=1681
-  _globals['_HOSTSUMMARY']._serialized_start=1684
-  _globals['_HOSTSUMMARY']._serialized_end=1858
-  _globals['_GETAPPLIEDREQUEST']._serialized_start=1861
-  _globals['_GETAPPLIEDREQUEST']._serialized_end=1991
-  _globals['_APPLIED']._serialized_start=1994
-  _globals['_APPLIED']._serialized_end=2159
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=2161
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=2185
-  _globals['_GETCAPABILITIESREPLY']._serialized_start=2187
-  _globals['_GETCAPABILITIESREPLY']._serialized_end=2308
-  _globals['_INSPECTION']._serialized_start=2311
-  _globals['_INSPECTION']._serialized_end=2494
-  _globals['_CAPABILITIES']._serialized_start=2496
-  _globals['_CAPABILITIES']._serialized_end=2615
+  _globals['_ADVANCE']._serialized_end=519
+  _globals['_ADVANCE_PLACE']._serialized_start=463
+  _globals['_ADVANCE_PLACE']._serialized_end=519
+  _globals['_HOSTREPORT']._serialized_start=522
+  _globals['_HOSTREPORT']._serialized_end=805
+  _globals['_STREAMREPORT']._serialized_start=808
+  _globals['_STREAMREPORT']._serialized_end=1012
+  _globals['_RESOURCEEXCEPTION']._serialized_start=1015
+  _globals['_RESOURCEEXCEPTION']._serialized_end=1338
+  _globals['_RESOURCEEXCEPTION_STATUS']._serialized_start=1273
+  _globals['_RESOURCEEXCEPTION_STATUS']._serialized_end=1338
+  _globals['_DEADLETTERS']._serialized_start=1340
+  _globals['_DEADLETTERS']._serialized_end=1402
+  _globals['_DEADLETTER']._serialized_start=1405
+  _globals['_DEADLETTER']._serialized_end=1656
+  _globals['_LISTHOSTSREQUEST']._serialized_start=1658
+  _globals['_LISTHOSTSREQUEST']._serialized_end=1676
+  _globals['_LISTHOSTSREPLY']._serialized_start=1678
+  _globals['_LISTHOSTSREPLY']._serialized_end=1742
+  _globals['_HOSTSUMMARY']._serialized_start=1745
+  _globals['_HOSTSUMMARY']._serialized_end=1919
+  _globals['_GETAPPLIEDREQUEST']._serialized_start=1922
+  _globals['_GETAPPLIEDREQUEST']._serialized_end=2052
+  _globals['_APPLIED']._serialized_start=2055
+  _globals['_APPLIED']._serialized_end=2220
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=2222
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=2246
+  _globals['_GETCAPABILITIESREPLY']._serialized_start=2248
+  _globals['_GETCAPABILITIESREPLY']._serialized_end=2369
+  _globals['_INSPECTION']._serialized_start=2372
+  _globals['_INSPECTION']._serialized_end=2555
+  _globals['_CAPABILITIES']._serialized_start=2557
+  _globals['_CAPABILITIES']._serialized_end=2676
 # @@protoc_insertion_point(module_scope)

@@ -59,28 +59,47 @@ Global___Report: _TypeAlias = Report  # noqa: Y015
 
 @_typing.final
 class Advance(_message.Message):
-    """Hosts that got to the same place of one stream, and have nothing else to tell: of each, this stands
-    for a HostReport with that one stream, and without exceptions, revocations or streams dropped.
+    """Hosts that got to the same places of the same streams, and have nothing else to tell: of each, this
+    stands for a HostReport with these streams, and without exceptions, revocations or streams dropped.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STREAM_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    SEQUENCE_FIELD_NUMBER: _builtins.int
-    DIGEST_FIELD_NUMBER: _builtins.int
+    @_typing.final
+    class Place(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STREAM_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        SEQUENCE_FIELD_NUMBER: _builtins.int
+        stream: _builtins.str
+        epoch: _builtins.int
+        sequence: _builtins.int
+        def __init__(
+            self,
+            *,
+            stream: _builtins.str = ...,
+            epoch: _builtins.int = ...,
+            sequence: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLACES_FIELD_NUMBER: _builtins.int
     LEASE_S_FIELD_NUMBER: _builtins.int
     INSPECTION_ADDRESS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     INCARNATIONS_FIELD_NUMBER: _builtins.int
     NUMBERS_FIELD_NUMBER: _builtins.int
     APPLIED_UNIX_NS_FIELD_NUMBER: _builtins.int
-    stream: _builtins.str
-    epoch: _builtins.int
-    sequence: _builtins.int
-    digest: _builtins.bytes
+    DIGESTS_FIELD_NUMBER: _builtins.int
     lease_s: _builtins.float
     inspection_address: _builtins.str
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Advance.Place]: ...
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One for each host, in the same order."""
@@ -90,24 +109,26 @@ class Advance(_message.Message):
     @_builtins.property
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
-    def applied_unix_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def applied_unix_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each host, one for each of the places."""
+
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
-        stream: _builtins.str = ...,
-        epoch: _builtins.int = ...,
-        sequence: _builtins.int = ...,
-        digest: _builtins.bytes = ...,
+        places: _abc.Iterable[Global___Advance.Place] | None = ...,
         lease_s: _builtins.float = ...,
         inspection_address: _builtins.str = ...,
         hosts: _abc.Iterable[_builtins.str] | None = ...,
         incarnations: _abc.Iterable[_builtins.int] | None = ...,
         numbers: _abc.Iterable[_builtins.int] | None = ...,
         applied_unix_ns: _abc.Iterable[_builtins.int] | None = ...,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digest", b"digest", "epoch", b"epoch", "hosts", b"hosts", "incarnations", b"incarnations", "inspection_address", b"inspection_address", "lease_s", b"lease_s", "numbers", b"numbers", "sequence", b"sequence", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_unix_ns", b"applied_unix_ns", "digests", b"digests", "hosts", b"hosts", "incarnations", b"incarnations", "inspection_address", b"inspection_address", "lease_s", b"lease_s", "numbers", b"numbers", "places", b"places"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
