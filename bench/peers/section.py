@@ -50,7 +50,16 @@ CPU is of whole processes with their children, user and system. Bytes are what t
 interface counted, acknowledgements and a broker's own traffic included. The gRPC server is
 the publisher itself. The broker of all lines with Pulsar is one process, which has worked before;
 the other servers are started for their line. In the goals *the five* are RabbitMQ, etcd, NATS in
-both ways, and OVSDB."""
+both ways, and OVSDB.
+
+*Where goalstate loses, and why* (perf, py-spy). Late hosts at once: both cores are busy all the
+time, so the processor time decides. Of the readers' process a third is LZ4, since each of its
+readers unpacks for itself what gRPC does not pack; most of the broker's is opening so many readers
+(a lookup, a subscription and a cursor each). Opening more of them at once, on two connections, and
+without compression was as long within the noise; what would change it is readers on hosts of their
+own, or that the client unpacks once for a process. One port: see the measurement of receiving. The
+publisher's CPU from intent on: it validates, derives and stores 10,000 ports, which the others are
+handed; sending is some hundredths of it."""
 
 
 def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:

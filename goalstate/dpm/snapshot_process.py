@@ -2,12 +2,13 @@
 
 It reads and writes topics and nothing else, so the publisher that serves goes on undisturbed; it
 holds a whole state of its own meanwhile, as much memory as the publisher's, and most of a processor
-core for seconds, at a low priority. It does not outlive the publisher (see `bus/tether.py`).
+core for seconds, if nothing else wants it. It does not outlive the publisher (see `bus/tether.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -81,12 +82,23 @@ async def run(task: SnapshotTask) -> None:
     log.info("snapshot process ends", written=end is not None)
 
 
-def main(argument: str) -> None:
-    task = SnapshotTask.model_validate_json(argument)
+def yield_processor() -> None:
+    """Run only when nothing else wants to: who publishes is not held up by a slice of its time."""
     os.nice(NICENESS)
     if hasattr(os, "SCHED_IDLE"):
-        # Only when nothing else wants to run: who publishes is not held up by a slice of its time.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        # Linux may share processors among sessions first (sched(7), autogroup): then all of this
+        # counts within the publisher's only, and takes what that leaves of its share from others.
+        group = open("/proc/self/autogroup", "w", encoding="ascii")  # noqa: SIM115
+        with group:
+            os.setsid()
+            group.write(str(NICENESS))
+
+
+def main(argument: str) -> None:
+    task = SnapshotTask.model_validate_json(argument)
+    yield_processor()
     configure_logging(task.log_format, task.log_level)
     relax_garbage_collection()
     try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import grpc
 import pytest
@@ -122,6 +126,22 @@ def test_a_process_that_nobody_waits_for_any_more_ends() -> None:
         await server.wait_closed()
 
     asyncio.run(test())
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux only")
+def test_the_process_takes_no_share_of_the_processor_that_others_want() -> None:
+    script = (
+        "import os; from goalstate.dpm.snapshot_process import yield_processor;"
+        "yield_processor(); print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.nice(0));"
+        "print(os.getsid(0) == os.getpid()); print(open('/proc/self/autogroup').read())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=BOUND
+    ).stdout.split("\n")
+    assert found[0] == "True 19"
+    if Path("/proc/self/autogroup").exists():
+        assert found[1] == "True"
+        assert found[2].endswith("nice 19")
 
 
 def test_a_publisher_has_its_snapshots_written_by_the_process(embedded_broker: Broker) -> None:
