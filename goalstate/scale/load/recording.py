@@ -36,6 +36,37 @@ def record_all(into: HdrHistogram, latencies_ns: NDArray[np.int64]) -> None:
         into.record_value(kept << shift, int(counts[slot]))
 
 
+class Recorded:
+    """What a histogram holds, slot by slot. The library walks through all of its slots in Python to
+    tell one thing; a run asks for the figures of each second of each stage."""
+
+    def __init__(self, histogram: HdrHistogram) -> None:
+        self._histogram = histogram
+        counts = np.ctypeslib.as_array(histogram.counts)
+        slots = np.flatnonzero(counts)
+        self._counts = counts[slots]
+        self._lowest = [histogram.get_value_from_index(slot) for slot in map(int, slots)]
+        self._sums = np.cumsum(self._counts)
+
+    def mean(self) -> float:
+        """As `HdrHistogram.get_mean_value`: each value counts as the middle of its slot."""
+        if not self._lowest:
+            return 0.0
+        highest = self._histogram.get_highest_equivalent_value
+        # The library's middle of a slot of one value is that value, and of 2n the upper of two.
+        middle = [low + (highest(low) - low + 1) // 2 for low in self._lowest]
+        return float(np.dot(self._counts, middle) / self._sums[-1])
+
+    def percentile(self, share: float) -> int:
+        """As `HdrHistogram.get_value_at_percentile`, for a share above 0 and up to 100."""
+        if not self._lowest:
+            return 0
+        wanted = self._histogram.get_target_count_at_percentile(share)
+        place = int(np.searchsorted(self._sums, wanted))
+        value: int = self._histogram.get_highest_equivalent_value(self._lowest[place])
+        return value
+
+
 class Key(NamedTuple):
     """What a histogram is of: a phase by its place, and a stage."""
 

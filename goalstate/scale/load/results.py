@@ -28,6 +28,7 @@ from goalstate.scale.load.collecting import Collected
 from goalstate.scale.load.coordinator import Finished
 from goalstate.scale.load.errors import LoadError
 from goalstate.scale.load.generator import Outcome
+from goalstate.scale.load.recording import Recorded
 from goalstate.scale.load.stages import PERCENTILES, Stage
 from goalstate.scale.load.thresholds import Verdict
 
@@ -60,13 +61,13 @@ class Figures(_Model):
     @classmethod
     def of(cls, histogram: HdrHistogram) -> Figures:
         count = histogram.get_total_count()
-        found = histogram.get_percentile_to_value_dict(list(PERCENTILES))
+        recorded = Recorded(histogram)
         return cls(
             count=count,
-            mean_ms=round(histogram.get_mean_value() / 1000, 4) if count else 0.0,
+            mean_ms=round(recorded.mean() / 1000, 4),
             min_ms=histogram.get_min_value() / 1000 if count else 0.0,
             max_ms=histogram.get_max_value() / 1000 if count else 0.0,
-            percentiles_ms={f"{p:g}": found[p] / 1000 if count else 0.0 for p in PERCENTILES},
+            percentiles_ms={f"{p:g}": recorded.percentile(p) / 1000 for p in PERCENTILES},
         )
 
 
