@@ -43,7 +43,9 @@ class Mailbox:
         self._items: deque[tuple[int, Handler, tuple[Any, ...]]] = deque()
         self._bound = bound
         self._weight = 0
-        self._room = threading.Condition()
+        # Taken for each message, which through a Condition takes Python code of its own.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._awake = False
         self._closed = False
 
@@ -55,7 +57,7 @@ class Mailbox:
 
     def put_weighed(self, weight: int, handler: Handler, *args: Any) -> None:
         """As `put`, but wait for room first. From any thread but the loop's."""
-        with self._room:
+        with self._lock:
             while self._weight > self._bound and not self._closed:
                 self._room.wait()
             self._weight += weight
@@ -65,7 +67,7 @@ class Mailbox:
 
     def close(self) -> None:
         """Drop what waits and let blocked threads go."""
-        with self._room:
+        with self._lock:
             self._closed = True
             self._items.clear()
             self._room.notify_all()
@@ -99,7 +101,7 @@ class Mailbox:
             if handled % _STRIDE == 0 and monotonic() > end:
                 break
         if weight:
-            with self._room:
+            with self._lock:
                 self._weight -= weight
                 self._room.notify_all()
         if self._closed:
