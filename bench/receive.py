@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pulsar
@@ -30,19 +31,19 @@ METHOD = """\
 at a time, each sent once all readers have the one before. A message is what one port more is on the
 stream of its VPC. From the send: `stored` until the broker confirms it, `first` and `last` until
 the first and the last reader's callback. Processor time is by each delivery: of the readers'
-process with all of its threads, and of the broker's. The rows take turns. ZSTD with a property of
-Pulsar for each field of the envelope is how goalstate sent before; LZ4 with one property for all is
-how it sends now. Where the time goes then (perf, one process of 400 readers): with ZSTD a third is
-in setting up and freeing its state of 160 KB, which a message of some hundred bytes does not need;
-properties are parsed, copied and freed one by one; the rest is the client's own parsing, two
-changes of thread for a delivery, and Python.
+process with all of its threads, and of the broker's. Milliseconds are medians of the messages. The
+rows take turns. ZSTD with a property of Pulsar for each field of the envelope is how goalstate sent
+before; LZ4 with one property for all is how it sends now. Where the time goes then (perf, one
+process of 400 readers): with ZSTD a third is in setting up and freeing its state of 160 KB, which a
+message of some hundred bytes does not need; properties are parsed, copied and freed one by one; the
+rest is the client's own parsing, two changes of thread for a delivery, and Python.
 
-What is left cannot be halved here. Until the first reader has it, the time is the broker's: the
-journal, then the turns of its threads. After that both cores are busy until the last one has it, so
-that it takes about half of what both processes use of a processor for all readers. The broker's
-part is that of any client (a ledger cursor and a frame for each reader); of settings, dispatch
-without the subscription's thread and another garbage collector made no difference, nor did more
-connections. In a region readers are on hosts of their own, and only the broker's part adds up."""
+What is left (seen on 2 cores, 2026-11-28). Until the first reader has it, the time is the broker's:
+the journal, then the turns of its threads. After that both cores are busy until the last one has
+it, so that it takes about half of what both processes use of a processor for all readers. The
+broker's part is that of any client: a cursor of the ledger and a frame for each reader. Dispatch
+outside of the subscription's thread, another garbage collector, and more connections made no
+difference. In a region readers are on hosts of their own, and only the broker's part adds up."""
 #: Name, compression, and whether all properties are one.
 _WAYS = (
     ("ZSTD, a property for each field (before)", pulsar.CompressionType.ZSTD, False),
@@ -147,12 +148,19 @@ def _receive(url: str, broker: tuple[int, ...], readers: int, rounds: int) -> li
     return uvloop.run(_rounds(url, broker, readers, rounds))
 
 
+def _stored(
+    loop: asyncio.AbstractEventLoop, stored: asyncio.Future[float], result: Any, position: Any
+) -> None:
+    """Called by the client, in a thread of its own."""
+    loop.call_soon_threadsafe(stored.set_result, time.perf_counter())
+
+
 async def _rounds(url: str, broker: tuple[int, ...], readers: int, rounds: int) -> list[_Way]:
+    loop = asyncio.get_running_loop()
     bus = await PulsarBus.connect(url)
     sending = pulsar.Client(url, logger=pulsar.FileLogger(pulsar.LoggerLevel.Error, "/dev/null"))
     ways = [_Way([], [], [], 0.0, 0.0) for _ in _WAYS]
     spent, spent_there = [0.0] * len(_WAYS), [0.0] * len(_WAYS)
-    stored: list[float] = []
     arrived: list[float] = []
     complete = asyncio.Event()
 
@@ -175,19 +183,22 @@ async def _rounds(url: str, broker: tuple[int, ...], readers: int, rounds: int) 
         for place, (_, _, one) in enumerate(_WAYS):
             arrived.clear()
             complete.clear()
-            stored.clear()
+            stored: asyncio.Future[float] = loop.create_future()
             there = sum(map(cpu_s, broker))
             cpu, sent = time.process_time(), time.perf_counter()
             producers[place].send_async(
-                payload, lambda result, position: stored.append(time.perf_counter()),
+                payload, partial(_stored, loop, stored),
                 properties=packed(properties) if one else properties,
             )  # fmt: skip
             async with asyncio.timeout(_DELIVERY_S):
                 await complete.wait()
+                spent_now = time.process_time() - cpu
+                spent_there_now = sum(map(cpu_s, broker)) - there
+                confirmed = await stored
             if number >= _WARM_UP:
-                spent[place] += time.process_time() - cpu
-                spent_there[place] += sum(map(cpu_s, broker)) - there
-                ways[place].stored_ms.append(1000 * (min(stored, default=arrived[-1]) - sent))
+                spent[place] += spent_now
+                spent_there[place] += spent_there_now
+                ways[place].stored_ms.append(1000 * (confirmed - sent))
                 ways[place].first_ms.append(1000 * (arrived[0] - sent))
                 ways[place].last_ms.append(1000 * (arrived[-1] - sent))
     await asyncio.to_thread(sending.close)

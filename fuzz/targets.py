@@ -219,6 +219,13 @@ def take_report(data: bytes) -> None:
         except ValueError:
             continue
         convergence.lease(host.host, _NOW_NS)
+    for advance in report.advances:
+        try:
+            convergence.advance(advance, _NOW_NS, same_clock=True)
+        except ValueError:
+            continue
+        for name in advance.hosts:
+            convergence.lease(name, _NOW_NS)
 
 
 class _Aborted(Exception):
@@ -323,7 +330,17 @@ def _reports() -> list[bytes]:
     host.streams[0].revoked_epoch = host.streams[0].revoked_sequence = 1
     host.streams[0].revoked_unix_ns = 5
     host.dropped.append("vpc/w")
-    return [agent_pb2.Report(hosts=[host], clock_id="c", sent_unix_ns=1).SerializeToString()]
+    advance = agent_pb2.Advance(
+        places=[agent_pb2.Advance.Place(stream="vpc/v", epoch=1, sequence=5)],
+        lease_s=30,
+        hosts=["host-1", "host-2"],
+        incarnations=[3, 3],
+        numbers=[2, 1],
+        applied_unix_ns=[5, 6],
+        digests=[bytes(16), b""],
+    )
+    report = agent_pb2.Report(hosts=[host], advances=[advance], clock_id="c", sent_unix_ns=1)
+    return [report.SerializeToString()]
 
 
 def _requests() -> list[bytes]:

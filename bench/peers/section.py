@@ -52,14 +52,14 @@ the publisher itself. The broker of all lines with Pulsar is one process, which 
 the other servers are started for their line. In the goals *the five* are RabbitMQ, etcd, NATS in
 both ways, and OVSDB.
 
-*Where goalstate loses, and why* (perf, py-spy). Late hosts at once: both cores are busy all the
-time, so the processor time decides. Of the readers' process a third is LZ4, since each of its
-readers unpacks for itself what gRPC does not pack; most of the broker's is opening so many readers
-(a lookup, a subscription and a cursor each). Opening more of them at once, on two connections, and
-without compression was as long within the noise; what would change it is readers on hosts of their
-own, or that the client unpacks once for a process. One port: see the measurement of receiving. The
-publisher's CPU from intent on: it validates, derives and stores 10,000 ports, which the others are
-handed; sending is some hundredths of it."""
+*Where goalstate lost, and why* (perf and py-spy, 2 cores, 2026-11-28). Late hosts at once: both
+cores were busy all the time, so the processor time decides. Of the readers' process a third was
+LZ4, since each of its readers unpacks for itself what gRPC does not pack; most of the broker's is
+opening so many readers (a lookup, a subscription and a cursor each). Opening more of them at once,
+on two connections, and without compression was as long within the noise; what would change it is
+readers on hosts of their own, or that the client unpacks once for a process. One port: see the
+measurement of receiving. The publisher's CPU from intent on: it validates, derives and stores
+10,000 ports, which the others are handed; sending is some hundredths of it."""
 
 
 def measure(brokers: Brokers, progress: Progress, *, quick: bool) -> Section:

@@ -37,7 +37,7 @@ from goalstate.agent.counters import Counters
 from goalstate.agent.decoding import Content, Decoder, Received
 from goalstate.agent.news import News
 from goalstate.agent.programming import Programming
-from goalstate.agent.repair import Repair, difference, faults
+from goalstate.agent.repair import Repair, difference, faults, is_faulty
 from goalstate.agent.retry import RetryPolicy
 from goalstate.agent.state import Journal, StoredStream
 from goalstate.agent.stream import Fault, Place, Reading, Stream
@@ -260,10 +260,7 @@ class HostCore:
         if programming.exceptions.faults or programming.strays.exceptions:
             return True
         for stream in self.streams.values():
-            live = stream.live
-            if live.malformed or live.unread:
-                return True
-            if stream.disagreements or stream.attempts > 1 or stream.gone > 1:
+            if stream.live.malformed or stream.live.unread or is_faulty(stream):
                 return True
         return False
 

@@ -199,6 +199,11 @@ def _delay(failures: int) -> int:
     return min(RETRY_NS << min(failures - 2, 10), RETRY_MAX_NS)
 
 
+def is_faulty(stream: Stream) -> bool:
+    """Is there any of `faults`?"""
+    return stream.disagreements > 0 or stream.attempts > 1 or stream.gone > 1
+
+
 def faults(stream: Stream) -> Iterator[Fault]:
     """What of a stream is not repaired yet."""
     if stream.disagreements:

@@ -22,12 +22,14 @@ from goalstate.agent.stream import Fault, Stream
 from goalstate.gs import digest as digests
 from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import host_reports
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.versions import FORMAT_V2
 
 MAX_EXCEPTIONS = 1000
-#: What a host takes in an entry that it shares, and each of the places there, in bytes.
+#: What an entry takes for each place, a host in it, and each of the places for a host, in bytes.
+_ENTRY_BYTES = 60
 _ROW_BYTES = 12
 _PLACE_BYTES = 26
 #: Format versions that an agent reads on streams.
@@ -95,12 +97,14 @@ class Reporter:
         news = core.news
         if not news.streams or news.dropped or news.exceptions or news.revoked:
             return None
-        told = [core.streams.get(id_) for id_ in news.streams]
-        if core.has_exceptions or not all(told):
+        if core.has_exceptions:
             return None
-        streams = [stream for stream in told if stream is not None and not stream.leaving]
-        if len(streams) != len(told):
-            return None
+        streams = []
+        for id_ in news.streams:
+            stream = core.streams.get(id_)
+            if stream is None or stream.leaving:
+                return None
+            streams.append(stream)
         self._number += 1
         news.told()
         places = tuple([(stream.id, stream.watermark) for stream in streams])
@@ -136,7 +140,11 @@ class Batch:
         advance = None if full else reporter.advance()
         if advance is not None:
             places, row = advance
-            self._advances.setdefault(places, []).append(row)
+            rows = self._advances.get(places)
+            if rows is None:
+                rows = self._advances[places] = []
+                self.size += sum(_ENTRY_BYTES + len(id_.id) for id_, _ in places[0])
+            rows.append(row)
             self.size += len(row[0]) + _ROW_BYTES + _PLACE_BYTES * len(row[3])
             return True
         report = reporter.report(full=full)
@@ -149,7 +157,7 @@ class Batch:
     def message(self, clock_id: str, sent_unix_ns: int) -> agent_pb2.Report:
         message = agent_pb2.Report(hosts=self._hosts, clock_id=clock_id, sent_unix_ns=sent_unix_ns)
         for (places, lease_s, address), rows in self._advances.items():
-            advance = message.advances.add(lease_s=lease_s, inspection_address=address)
+            advance = agent_pb2.Advance(lease_s=lease_s, inspection_address=address)
             for id_, (epoch, sequence) in places:
                 advance.places.add(stream=str(id_), epoch=epoch, sequence=sequence)
             hosts, incarnations, numbers, applied_ns, digests_ = zip(*rows, strict=True)
@@ -158,6 +166,10 @@ class Batch:
             advance.numbers.extend(numbers)
             advance.applied_unix_ns.extend(chain.from_iterable(applied_ns))
             advance.digests.extend(chain.from_iterable(digests_))
+            if len(rows) == 1:  # it saves nothing, and publishers from before do not read it
+                message.hosts.extend(host_reports(agent_pb2.Report(advances=[advance])))
+            else:
+                message.advances.append(advance)
         return message
 
 

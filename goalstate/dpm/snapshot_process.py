@@ -2,16 +2,16 @@
 
 It reads and writes topics and nothing else, so the publisher that serves goes on undisturbed; it
 holds a whole state of its own meanwhile, as much memory as the publisher's, and most of a processor
-core for seconds, if nothing else wants it. It does not outlive the publisher (see `bus/tether.py`).
+core for seconds, or what others leave of one. It does not outlive the publisher (`bus/tether.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 import tempfile
+import time
 from typing import Literal
 
 import structlog
@@ -29,6 +29,10 @@ log = structlog.get_logger()
 
 #: What is added to the process's niceness.
 NICENESS = 19
+#: What this process's session weighs; how often, and how many seconds apart, it is written.
+_AUTOGROUP = "/proc/self/autogroup"
+_TRIES = 50
+_TRY_S = 0.15
 
 
 class SnapshotTask(BaseModel):
@@ -83,17 +87,38 @@ async def run(task: SnapshotTask) -> None:
 
 
 def yield_processor() -> None:
-    """Run only when nothing else wants to: who publishes is not held up by a slice of its time."""
+    """Leave the processor to who wants it: who publishes is not held up by a slice of its time."""
     os.nice(NICENESS)
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        # Linux may share processors among sessions first (sched(7), autogroup): then all of this
-        # counts within the publisher's only, and takes what that leaves of its share from others.
-        group = open("/proc/self/autogroup", "w", encoding="ascii")  # noqa: SIM115
-        with group:
-            os.setsid()
-            group.write(str(NICENESS))
+    # Linux may share processors among sessions first (sched(7), autogroup). All of this counts
+    # within the publisher's only, and would take what that leaves of its share from other sessions:
+    # one of its own has the least weight, about a hundredth of another's.
+    try:
+        group = os.open(_AUTOGROUP, os.O_WRONLY)
+    except OSError:
+        return  # they are not shared so
+    try:
+        os.setsid()
+        _write_soon(group, str(NICENESS).encode())
+    except OSError as error:
+        log.warning("the snapshot process has a share of the processors", error=str(error))
+    finally:
+        os.close(group)
+
+
+def _write_soon(file: int, text: bytes) -> None:
+    """Without a privilege it can be written ten times a second, by all of a machine. Raises
+    OSError."""
+    for _ in range(_TRIES):
+        try:
+            os.write(file, text)
+        except BlockingIOError as error:
+            refused = error
+            time.sleep(_TRY_S)
+        else:
+            return
+    raise refused
 
 
 def main(argument: str) -> None:

@@ -471,6 +471,7 @@ class Rig:
 
     def report(self, *, full: bool = False) -> agent_pb2.HostReport | None:
         """What the host tells, as its publisher reads it."""
+        assert self.core.has_exceptions == any(True for _ in self.core.exceptions())
         batch = Batch()
         if not batch.add(self.reporter, full=full):
             return None

@@ -12,6 +12,8 @@ from goalstate.agent.dataplanes import Done, MemoryDataPlane, ModelledDataPlane,
 from goalstate.agent.fleet import Member, counts
 from goalstate.bus.errors import BrokerUnreachable, BusClosed, PositionGone
 from goalstate.gs.pb.alcor.schema.resources_pb2 import NeighborConfiguration
+from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
+from goalstate.gs.reports import host_reports
 from goalstate.gs.resources import Kind, Resource
 from goalstate.gs.streams import inbox_stream
 from tests.agent.fleet_rig import FleetRig, wait_until
@@ -66,7 +68,7 @@ def test_every_host_applies_what_comes_and_reports_it() -> None:
             report = rig.reports[-1]
             assert report.clock_id == "clock-1"
             assert report.sent_unix_ns > 0
-            assert report.hosts[0].inspection_address == "127.0.0.1:1"
+            assert next(host_reports(report)).inspection_address == "127.0.0.1:1"
         assert fleet.readers.open == 0
 
     asyncio.run(scenario())
@@ -102,6 +104,42 @@ def test_the_news_of_many_hosts_are_one_message() -> None:
                 lambda: all(rig.told(m.host, "vpc/vpc-1") == (1, 2) for m in MEMBERS), "1/2"
             )
             assert len(rig.reports) - before <= 3
+
+    asyncio.run(scenario())
+
+
+async def moved(rig: FleetRig, publisher: Publisher) -> list[agent_pb2.Report]:
+    """What hosts that follow the VPC report of one message more."""
+    before = len(rig.reports)
+    sent = publisher.publish(neighbor(99))
+    rig.put(sent)
+    mark = tuple(publisher.mark)
+    await wait_until(
+        lambda: all(rig.told(m.host, "vpc/vpc-1") == mark for m in MEMBERS), "all hosts report it"
+    )
+    return rig.reports[before:]
+
+
+@pytest.mark.parametrize(("limit", "messages"), [(512 * 1024, 1), (200, 2)])
+def test_hosts_that_got_to_the_same_place_share_an_entry_of_a_report(
+    monkeypatch: pytest.MonkeyPatch, limit: int, messages: int
+) -> None:
+    async def scenario() -> None:
+        rig = FleetRig()
+        publisher = Publisher(STREAM)
+        rig.put(publisher.publish(vpc(), subnet()))
+        async with rig.fleet(MEMBERS, lease_s=3600):  # no heartbeat meanwhile
+            subscribe(rig, MEMBERS)
+            await wait_until(
+                lambda: all(rig.told(m.host, "vpc/vpc-1") == (1, 1) for m in MEMBERS), "all follow"
+            )
+            monkeypatch.setattr("goalstate.agent.reporting.MESSAGE_BYTES", limit)
+            reports = await moved(rig, publisher)
+            assert len(reports) == messages
+            assert not any(report.hosts for report in reports)
+            told = [host for report in reports for host in host_reports(report)]
+            assert {host.host for host in told} == {member.host for member in MEMBERS}
+            assert all(len(host.streams) == 1 and host.streams[0].digest for host in told)
 
     asyncio.run(scenario())
 

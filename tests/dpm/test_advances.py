@@ -13,7 +13,7 @@ from goalstate.dpm.convergence import Convergence, Wait
 from goalstate.gs import digest as digests
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
 from goalstate.gs.reports import host_reports
-from goalstate.gs.streams import Mark, inbox_stream, vpc_stream
+from goalstate.gs.streams import Mark, StreamId, inbox_stream, vpc_stream
 
 VPC, INBOX = vpc_stream("v"), inbox_stream("rack")
 HOSTS = ("a", "b", "c")
@@ -57,10 +57,17 @@ def messages(draw: st.DrawFn) -> agent_pb2.Report:
     return report
 
 
+def digest_at(host: str, stream: StreamId, mark: Mark) -> int | None:
+    """Of an inbox each host holds something else."""
+    if mark != HEAD:
+        return None
+    return 7 if stream == VPC else {"a": 7, "b": 8, "c": 9}[host]
+
+
 def publisher() -> tuple[Convergence, list[Wait]]:
     convergence = Convergence(
         lambda host, stream: (host, stream) != ("c", INBOX),
-        lambda host, stream, mark: (9 if stream is INBOX else 7) if mark == HEAD else None,
+        digest_at,
         lambda stream: HEAD,
     )
     waits = [

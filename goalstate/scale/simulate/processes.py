@@ -201,18 +201,7 @@ class Process:
                 self._around.believed(self, told.host, view)
             return moved
 
-        advance = convergence.advance
-
-        def watched_too(told: agent_pb2.Advance, *more: Any) -> set[Wait]:
-            moved = advance(told, *more)
-            for host in told.hosts:
-                view = convergence.hosts.get(host)
-                if view is not None:
-                    self._around.believed(self, host, view)
-            return moved
-
         convergence.report = watched  # type: ignore[method-assign, assignment]
-        convergence.advance = watched_too  # type: ignore[method-assign, assignment]
 
     async def _live(self) -> None:
         engine = self.engine
