@@ -99,6 +99,7 @@ def taken(
     return {place for place, wait in enumerate(waits) if wait in moved}
 
 
+@pytest.mark.no_cover
 @given(st.lists(st.tuples(messages(), st.integers(0, 8)), max_size=12))
 def test_an_entry_that_hosts_share_is_taken_as_the_report_of_each(
     told: list[tuple[agent_pb2.Report, int]],
