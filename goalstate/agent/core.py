@@ -427,7 +427,7 @@ class HostCore:
     def _done(self, now: int) -> list[Action]:
         """Move watermarks, start the next program, and give the actions."""
         programming = self.programming
-        if not self._under_way and programming.has_work:
+        if not self._under_way:
             operations = programming.next_program(now)
             if operations:
                 self._program += 1
@@ -448,14 +448,10 @@ class HostCore:
                     stream.applied_ns = now
                     self.news.streams[stream.id] = None
             cleared.clear()
-        if programming.exceptions.due_ns is not None:
-            self._wake_at(programming.exceptions.due_ns)
-        if self._repair.due_ns is not None:
-            self._wake_at(self._repair.due_ns)
+        self._wake_at(programming.exceptions.due_ns)
+        self._wake_at(self._repair.due_ns)
         if self._audit is not None:
             self._wake_at(self._audit.due_ns)
-        if not self._actions:
-            return []
         actions = self._actions[:]
         self._actions.clear()
         return actions

@@ -359,11 +359,6 @@ class Programming:
 
     # --- programs ---
 
-    @property
-    def has_work(self) -> bool:
-        """May `next_program` have something?"""
-        return bool(self._backlog or self.strays.due)
-
     def next_program(self, now: int) -> list[Resource]:
         """The operations to do now, in their order; empty if there are none, or one is under way.
 

@@ -22,7 +22,7 @@ from goalstate.agent.stream import Fault, Stream
 from goalstate.gs import digest as digests
 from goalstate.gs.packing import Addressed
 from goalstate.gs.pb.goalstate.agent.v1 import agent_pb2
-from goalstate.gs.reports import host_reports
+from goalstate.gs.reports import Row, alone
 from goalstate.gs.resources import Kind
 from goalstate.gs.streams import ORIGIN, Mark, StreamId
 from goalstate.gs.versions import FORMAT_V2
@@ -91,7 +91,7 @@ class Reporter:
         core.news.told()
         return report
 
-    def advance(self) -> tuple[_Places, _Row] | None:
+    def advance(self) -> tuple[_Places, Row] | None:
         """What is to be told now, if that is no more than how far streams are applied."""
         core = self._core
         news = core.news
@@ -114,16 +114,14 @@ class Reporter:
                 core.host,
                 self._incarnation,
                 self._number,
-                [stream.applied_ns for stream in streams],
-                [_digest(stream) for stream in streams],
+                tuple([stream.applied_ns for stream in streams]),
+                tuple([_digest(stream) for stream in streams]),
             ),
         )
 
 
 #: How far which streams are applied; seconds of the lease, inspection address.
 _Places = tuple[tuple[tuple[StreamId, Mark], ...], float, str]
-#: Host, incarnation, number of the report; of each stream, when it got there, and its digest.
-_Row = tuple[str, int, int, list[int], list[bytes]]
 
 
 class Batch:
@@ -131,7 +129,7 @@ class Batch:
 
     def __init__(self) -> None:
         self._hosts: list[agent_pb2.HostReport] = []
-        self._advances: dict[_Places, list[_Row]] = {}
+        self._advances: dict[_Places, list[Row]] = {}
         #: About how many bytes it takes.
         self.size = 0
 
@@ -167,7 +165,7 @@ class Batch:
             advance.applied_unix_ns.extend(chain.from_iterable(applied_ns))
             advance.digests.extend(chain.from_iterable(digests_))
             if len(rows) == 1:  # it saves nothing, and publishers from before do not read it
-                message.hosts.extend(host_reports(agent_pb2.Report(advances=[advance])))
+                message.hosts.append(alone(advance, rows[0]))
             else:
                 message.advances.append(advance)
         return message

@@ -149,6 +149,16 @@ class HostView:
         self.formats: tuple[int, ...] = ()
         self.proxied = False
 
+    def renew(
+        self, number: int, now_ns: int, lease_ns: int, inspection_address: str, same_clock: bool
+    ) -> None:
+        """A report of that number came, whatever it told. Times by a clock that nobody sets."""
+        self.number = number
+        self.reported_ns = now_ns
+        self.lease_until_ns = now_ns + lease_ns
+        self.inspection_address = inspection_address
+        self.same_clock = same_clock
+
 
 class Wait:
     """The hosts concerned by something, and which of them have it."""
@@ -281,11 +291,8 @@ class Convergence:
             if mark < head and self._follows(report.host, stream):
                 self.reminders.lags(stream, head, steady_ns)
         view.exceptions = exceptions + [found for _, found in view.drifted.values()]
-        view.incarnation, view.number = report.incarnation, report.number
-        view.lease_until_ns = steady_ns + lease_ns
-        view.reported_ns = steady_ns
-        view.inspection_address = report.inspection_address
-        view.same_clock = same_clock
+        view.incarnation = report.incarnation
+        view.renew(report.number, steady_ns, lease_ns, report.inspection_address, same_clock)
         return self._settled(report.host)
 
     def advance(
@@ -304,7 +311,7 @@ class Convergence:
             (StreamId.parse(place.stream), Mark(place.epoch, place.sequence))
             for place in advance.places
         ]
-        lease_until_ns = steady_ns + _lease_ns(advance.lease_s)
+        lease_ns = _lease_ns(advance.lease_s)
         expected = [self._digest_of_all(*place) for place in places]
         heads = [self._head(stream) for stream, _ in places]
         moved: set[Wait] = set()
@@ -329,11 +336,7 @@ class Convergence:
                     self.reminders.lags(stream, head, steady_ns)
             if view.drifted:
                 view.exceptions = [found for _, found in view.drifted.values()]
-            view.number = number
-            view.lease_until_ns = lease_until_ns
-            view.reported_ns = steady_ns
-            view.inspection_address = advance.inspection_address
-            view.same_clock = same_clock
+            view.renew(number, steady_ns, lease_ns, advance.inspection_address, same_clock)
             if host in self._waits:
                 moved |= self._settled(host)
         return moved

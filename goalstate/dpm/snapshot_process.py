@@ -123,8 +123,8 @@ def _write_soon(file: int, text: bytes) -> None:
 
 def main(argument: str) -> None:
     task = SnapshotTask.model_validate_json(argument)
-    yield_processor()
     configure_logging(task.log_format, task.log_level)
+    yield_processor()
     relax_garbage_collection()
     try:
         asyncio.run(run(task))
